@@ -1,26 +1,18 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "torch==2.13.0",
-#     "numpy==2.4.6",
-#     "gymnasium==1.4.0",
-#     "gymnasium-robotics==1.4.2",
-#     "mujoco==3.3.7",
-#     "minari[hdf5,hf]==0.5.4",
-#     "tyro==1.0.17",
-#     "tqdm==4.70.1",
-#     "wandb==0.31.0",
-#     "moviepy==2.2.1",
+#     "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2", "mujoco==3.3.7",
+#     "minari[hdf5,hf]==0.5.4", "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1",
 # ]
 # ///
-"""EDQ on the Adroit hand and the Franka kitchen: offline RL with an entropy-regularised diffusion policy and a Q-ensemble.
+"""EDQ on sparse-reward mazes: offline RL with an entropy-regularised diffusion policy and a Q-ensemble.
 
-The problem: learn to act from a fixed dataset. Whatever the Q-function believes about actions that are not in the data
-cannot be tested, so a policy that simply maximises Q runs off to where Q is wrong.
-The idea, in three parts: (1) the policy is a diffusion model, so it can hold all the modes of the data, and it walks
-back from noise to an action in five steps, because every conditional of its mean-reverting SDE is a known Gaussian;
-(2) an entropy term keeps it from shrinking onto one mode; (3) M Q-networks, each with its own target, disagree where
-there is no data, and the policy climbs their lower confidence bound (LCB) instead of their mean.
+Problem: learn to act from a fixed dataset. What the Q-function believes of actions that are not in the data cannot be
+tested, so a policy that simply maximises Q runs off to where Q is wrong.
+Idea: (1) the policy is a diffusion model, so it holds all modes of the data, and walks from noise to an action in five
+steps, as every conditional of its mean-reverting SDE is a known Gaussian; (2) an entropy term keeps it from shrinking
+onto one mode; (3) M Q-networks, each with its own target, disagree where there is no data, and the policy climbs their
+lower confidence bound (LCB) instead of their mean.
 
 One update, on a batch (s, a, r, s') of the data:
     a' ~ policy(s')                                      reverse diffusion, averaged (EMA) weights
@@ -33,17 +25,14 @@ One update, on a batch (s, a, r, s') of the data:
     actor: diffusion loss - eta LCB / |Q| - entropy term
     averages: EMA of the actor, Polyak average of the critics
 
-Paper: Zhang, Luo, Sjolund, Schon, Mattsson, "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline
-Reinforcement Learning", NeurIPS 2024, arXiv 2402.04080. Numbers in brackets are its equations; "released" is the
-authors' code. Reading guide, metrics and differences: README.md.
+Paper: Zhang et al., "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline Reinforcement Learning",
+NeurIPS 2024, arXiv 2402.04080; numbers in brackets are its equations, "released" is the authors' code. More: README.md.
 
-    python edq_adroit.py --env-id pen-human --seed 1
-    python edq_adroit.py --evaluate runs/<run folder> --capture-video
+    python edq_antmaze.py --env-id antmaze-large-diverse --seed 3
+    python edq_antmaze.py --evaluate runs/<run folder> --capture-video
 """
 
-import argparse
 import copy
-import csv
 import difflib
 import fcntl
 import hashlib
@@ -52,25 +41,27 @@ import io
 import json
 import math
 import os
-import platform
-import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections import namedtuple
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import gymnasium as gym
 import gymnasium_robotics
 import minari
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from gymnasium_robotics.envs.maze import maps
 from minari.storage.datasets_root_dir import get_dataset_path
+from torch import Tensor, nn
 from tqdm import tqdm
 
 gym.register_envs(gymnasium_robotics)
@@ -80,12 +71,11 @@ gym.register_envs(gymnasium_robotics)
 class Args:
     """Train EDQ, evaluate it in the simulator, or score a saved run. Values shown are those of the chosen task."""
 
-    env_id: str = "pen-human"
-    """task, by the paper's name: {pen, door, hammer, relocate}-{human, cloned, expert}, kitchen-{complete, partial, mixed}"""
+    env_id: str = "pointmaze-umaze-embedded"
+    """task: antmaze-{umaze, umaze-diverse, medium-play, ...}, pointmaze-{umaze, medium, large, open}"""
     # --- shared: arguments ---
     preset: Literal["edq", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"
     """edq: the authors' code; edq-paper: the paper's Section 4.1; the others: baselines (table PRESETS)"""
-
     # Experiment
     exp_name: str = "edq"
     """a name for this kind of run; part of the run folder's name"""
@@ -109,7 +99,6 @@ class Args:
     """run folder to continue; may be joined by --gradient-steps (longer), --device and --track only"""
     evaluate: str | None = None
     """run folder whose newest checkpoint is scored again, without training"""
-
     # Task
     dataset_id: str | None = None
     """Minari id or folder, several joined by commas; by default the task's own"""
@@ -117,7 +106,6 @@ class Args:
     """reward the critic sees: as is, 4 (r - 0.5), or (r - mean) / std over the data"""
     normalize_obs: bool = False
     """standardise observations by the data's mean and std (the paper does not)"""
-
     # Optimisation
     gradient_steps: int = 2_000_000
     """number of updates"""
@@ -137,13 +125,8 @@ class Args:
     """Polyak rate of the target critics, every update"""
     ema_decay: float = 0.995
     """decay of the averaged actor"""
-    ema_start: int = 1000
-    """updates before the averaged actor starts to follow; until then it keeps its initial weights, as released"""
-    ema_every: int = 5
-    """updates between two averagings of the actor"""
     hidden_dim: int = 256
     """width of all hidden layers"""
-
     # Diffusion
     num_diffusion_steps: int = 5
     """T, steps of the mean-reverting SDE"""
@@ -157,7 +140,6 @@ class Args:
     """reverse process: the paper's posterior (Prop. 3.1), Euler on the reverse SDE (3), or its probability-flow ODE"""
     policy_action: Literal["one_step", "chain"] = "one_step"
     """action in the actor's Q term: the one-step a_0 of Eq. 8 (released), or a sample of the whole chain"""
-
     # Ensemble and entropy
     num_critics: int = 64
     """M, Q-networks"""
@@ -179,94 +161,126 @@ class Args:
     """weight of the Q term against the diffusion loss"""
     max_q_backup: bool = False
     """target from the best of ten next actions, member by member"""
-
     # Evaluation and logging
     eval_every: int = 50_000
     """updates between two evaluations; a checkpoint is written after each"""
     eval_episodes: int = 100
     """episodes of one evaluation"""
     eval_envs: int = 20
-    """environments stepped together; changes speed, not results"""
+    """environments stepped together, in tens; changes speed, not results"""
     num_candidates: int = 50
     """K, actions drawn per state when acting"""
     action_selection: Literal["softmax", "argmax"] = "softmax"
     """how one of the K is chosen by its LCB"""
     log_every: int = 1000
     """updates between two rows of metrics.csv"""
-    # --- end shared ---
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether Q enters anything: the actor's loss, or the ranking of candidates."""
+        return self.eta > 0 or self.num_candidates > 1
 
 
-class Task(NamedTuple):
-    """One task: our own simulator settings and data. Nothing of it is ever taken from a dataset's file."""
-
-    env: str  # registered Gymnasium id
-    env_kwargs: dict  # keyword arguments of gym.make
-    dataset: str | None  # Minari id(s); two are joined in memory
-    reference: tuple[float, float]  # D4RL's return of a random and of an expert policy, used if the metadata has none
-    like: str  # whose hyper-parameters: the authors' own row, else the nearest one
-    row: dict  # what the authors set for it
-
-
-# The authors' two rows: pen-human = pen-cloned, and the kitchen.
-HAND = dict(
-    gradient_steps=1_000_000, actor_lr=3e-5, eta=0.1, grad_clip=8.0, max_q_backup=False, reward="standardize",
-    diffusion_loss="noise", action_clip=True, eval_episodes=100,
-)  # fmt: skip
-KITCHEN = dict(
-    gradient_steps=1_000_000, actor_lr=3e-4, eta=0.005, grad_clip=10.0, max_q_backup=False, reward="raw",
-    diffusion_loss="likelihood_released", action_clip=False, eval_episodes=100,
-)  # fmt: skip
-HANDS = {  #    simulator               D4RL's time limit         D4RL's random, expert return
-    "pen": ("AdroitHandPen-v1", dict(max_episode_steps=100), (96.262799, 3076.833102)),
-    "door": ("AdroitHandDoor-v1", dict(max_episode_steps=200), (-56.512833, 2880.569309)),
-    "hammer": ("AdroitHandHammer-v1", dict(max_episode_steps=200), (-274.856578, 12794.134825)),
-    "relocate": ("AdroitHandRelocate-v1", dict(max_episode_steps=200), (-6.425911, 4233.877798)),
-}
-KITCHENS = {  #  the four things to do in an episode; the return counts those done
-    "complete": ["microwave", "kettle", "light switch", "slide cabinet"],
-    "partial": ["microwave", "kettle", "light switch", "slide cabinet"],
-    "mixed": ["microwave", "kettle", "bottom burner", "light switch"],
-}
-TASKS = {
-    f"{hand}-{data}": Task(
-        env, limit, f"D4RL/{hand}/{data}-v2", reference, f"pen-{'cloned' if data == 'cloned' else 'human'}", HAND
-    )
-    for hand, (env, limit, reference) in HANDS.items()
-    for data in ("human", "cloned", "expert")
-} | {
-    f"kitchen-{data}": Task(
-        "FrankaKitchen-v1", dict(tasks_to_complete=todo, max_episode_steps=280), f"D4RL/kitchen/{data}-v2", (0.0, 4.0),
-        f"kitchen-{data}", KITCHEN,
-    )
-    for data, todo in KITCHENS.items()
-}  # fmt: skip
-PRESETS = {  # what a preset changes in every task ...
+# What a task is, our own settings all (nothing of it is taken from a dataset's file): registered Gymnasium id, keyword
+# arguments, Minari id(s) or folder, D4RL's returns of a random and an expert policy (used if the metadata has none),
+# whose hyper-parameters it has (the authors' row for this task, else the nearest one), and those.
+Task = namedtuple("Task", "env env_kwargs dataset reference like row")
+PRESETS = {  # what a preset changes in every task; in single ones: PRESET_ROWS
     "edq": {},
-    "edq-paper": dict(num_diffusion_steps=10, entropy_estimator="chain", ent_coef="auto"),  # Sec. 4.1 of the paper
+    "edq-paper": {},
     "diffusion-ql": dict(
         num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm", diffusion_loss="noise",
         entropy_estimator="none", action_clip=True,
     ),
     "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1),
 }  # fmt: skip
-# ... and task by task: Diffusion-QL's own rows (Wang et al. 2023). It sums the errors of its two critics where we take
-# the mean, so for the critics its clip g amounts to g / 2 here; it trains kitchen-complete for 250,000 updates: said,
-# not reproduced.
-PRESET_ROWS = {"diffusion-ql": {
-    "pen-human": dict(eta=0.15, grad_clip=7.0),
-    "pen-cloned": dict(eta=0.1, grad_clip=8.0),
-    "kitchen-complete": dict(eta=0.005, grad_clip=9.0),
-    "kitchen-partial": dict(eta=0.005, grad_clip=10.0),
-    "kitchen-mixed": dict(eta=0.005, grad_clip=10.0),
-}}  # fmt: skip
+# --- end shared ---
+ANTMAZE = dict(  # what the authors' rows of all AntMaze tasks have in common
+    gradient_steps=1_000_000, actor_lr=3e-4, eta=2.0, grad_clip=4.0, max_q_backup=True, reward="antmaze",
+    diffusion_loss="noise", action_clip=True, eval_episodes=100,
+)  # fmt: skip
+UMAZE = ANTMAZE | dict(max_q_backup=False)
+EMBEDDED = UMAZE | dict(  # small enough for two CPU cores and five minutes
+    gradient_steps=10_000, num_critics=4, hidden_dim=128, eval_every=2500, eval_episodes=20, log_every=500,
+)  # fmt: skip
+EMBEDDED_DATA = Path(__file__).resolve().parent / "results" / "datasets" / "pointmaze-umaze-embedded"
+MAZES = {  # walls, and the cells (row, column) where an evaluation episode starts and has its goal
+    "UMaze": (maps.U_MAZE, (3, 1), (1, 1)),
+    "Medium": (maps.MEDIUM_MAZE, (1, 1), (6, 6)),
+    "Large": (maps.LARGE_MAZE, (1, 1), (7, 9)),
+    "Open": (maps.OPEN, (3, 1), (1, 5)),
+}
+ROWS = {  #                  robot, maze   Minari id or folder          hyper-parameters of, those
+    "antmaze-umaze": ("Ant", "UMaze", "D4RL/antmaze/umaze-v1", "antmaze-umaze", UMAZE),
+    "antmaze-umaze-diverse": ("Ant", "UMaze", "D4RL/antmaze/umaze-diverse-v1", "antmaze-umaze-diverse", ANTMAZE),
+    "antmaze-medium-play": ("Ant", "Medium", "D4RL/antmaze/medium-play-v1", "antmaze-medium-play", ANTMAZE),
+    "antmaze-medium-diverse": ("Ant", "Medium", "D4RL/antmaze/medium-diverse-v1", "antmaze-medium-diverse", ANTMAZE),
+    "antmaze-large-play": ("Ant", "Large", "D4RL/antmaze/large-play-v1", "antmaze-large-play", ANTMAZE),
+    "antmaze-large-diverse": ("Ant", "Large", "D4RL/antmaze/large-diverse-v1", "antmaze-large-diverse", ANTMAZE),
+    "pointmaze-umaze": ("Point", "UMaze", "D4RL/pointmaze/umaze-v2", "antmaze-umaze", UMAZE),
+    "pointmaze-medium": ("Point", "Medium", "D4RL/pointmaze/medium-v2", "antmaze-medium-play", ANTMAZE),
+    "pointmaze-large": ("Point", "Large", "D4RL/pointmaze/large-v2", "antmaze-large-play", ANTMAZE),
+    "pointmaze-open": ("Point", "Open", "D4RL/pointmaze/open-v2", "antmaze-umaze", UMAZE),
+    "pointmaze-umaze-embedded": ("Point", "UMaze", str(EMBEDDED_DATA), "antmaze-umaze", EMBEDDED),
+}
+TASKS = {}
+for name, (robot, maze, dataset, like, row) in ROWS.items():
+    walls, start, goal = MAZES[maze]
+    cells = [[{start: "r", goal: "g"}.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)]
+    kwargs = dict(maze_map=cells, continuing_task=False, reset_target=False)  # an episode ends on arrival
+    env = f"{robot}Maze_{maze}-v{dict(Ant=4, Point=3)[robot]}"
+    TASKS[name] = Task(env, kwargs, dataset, (0.0, 1.0), like, row)
+# Diffusion-QL's own rows (Wang et al. 2023). It sums the errors of its two critics where we take the mean, so for the
+# critics its clip g amounts to g / 2 here: said, not reproduced.
+PRESET_ROWS = {
+    ("diffusion-ql", "antmaze-umaze"): dict(eta=0.5, grad_clip=2.0),
+    ("diffusion-ql", "antmaze-umaze-diverse"): dict(eta=2.0, grad_clip=3.0),
+    ("diffusion-ql", "antmaze-medium-play"): dict(eta=2.0, grad_clip=2.0, actor_lr=1e-3),
+    ("diffusion-ql", "antmaze-medium-diverse"): dict(eta=3.0, grad_clip=1.0),
+    ("diffusion-ql", "antmaze-large-play"): dict(eta=4.5, grad_clip=10.0),
+    ("diffusion-ql", "antmaze-large-diverse"): dict(eta=3.5, grad_clip=7.0),
+}
+SCORE, SUCCESS_ENDS = "success rate in %", True  # a reward above 0 is an arrival, and ends the task
 
 
-# ======================================================================================================================
-# The algorithm. Shapes: B batch, S observation, A action, M critics, T diffusion steps, K candidates.
-# The paper's t = 1..T is index i = t - 1 here, in tensors and arguments alike.
-# ======================================================================================================================
-# --- shared: networks ---
-def mish(x: torch.Tensor) -> torch.Tensor:
+def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
+    """The simulator, from our own table: an environment spec out of a file could run any code."""
+    env = gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **task.env_kwargs)
+    os.unlink(env.unwrapped.tmp_xml_file_path)  # the maze's model, which it leaves behind
+    return env
+
+
+def flatten_obs(obs: dict) -> np.ndarray:
+    """What the networks see, `[..., S]`: observation, own position unless it is in there already (PointMaze), goal."""
+    point = obs["observation"].shape[-1] == 4
+    keys = ("observation", "desired_goal") if point else ("observation", "achieved_goal", "desired_goal")
+    return np.concatenate([obs[key] for key in keys], -1).astype(np.float32)
+
+
+def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[str, float]:
+    """Figures of one episode: 100 if it ever reached the goal, else 0, and after how many steps."""
+    arrived = np.flatnonzero(np.asarray(rewards) > 0)
+    first = int(arrived[0]) + 1 if len(arrived) else math.nan
+    return {"score": 100.0 * (len(arrived) > 0), "steps_to_goal": first, "return": sum(rewards), "length": len(rewards)}
+
+
+def check_metadata(spec: dict, eval_spec: dict, task: Task) -> None:
+    """The policy has to act in the maze of its data; specs are JSON, and never made into anything."""
+    if not str(spec.get("id")).startswith(task.env.split("_")[0]):
+        print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
+    known = gym.registry[spec["id"]].kwargs if spec.get("id") in gym.registry else {}
+    walls = [[[cell == 1 for cell in line] for line in kwargs.get("maze_map", known.get("maze_map", []))]
+             for kwargs in (spec.get("kwargs", {}), eval_spec.get("kwargs", {}), task.env_kwargs)]  # fmt: skip
+    if walls[0] != walls[2]:
+        fail(f"the data were recorded in another maze than that of {task.env}")
+    if eval_spec and (walls[1] != walls[2] or eval_spec.get("kwargs", {}).get("continuing_task", True)):
+        print("note: the dataset's evaluation spec has another maze or goes on after arrival; it is not followed")
+
+
+# --- shared: algorithm and plumbing ---
+# === The algorithm. B batch, S observation, A action, M critics, T diffusion steps, K candidates ======================
+# The paper's t = 1..T is index t - 1 here, in tensors and arguments alike. Numbers in brackets: its equations.
+def mish(x: Tensor) -> Tensor:
     """x tanh(log(1 + e^x)) with a single exponential: most of a small update is activations, not products."""
     u = x.clamp(max=20).exp()
     n = u * (u + 2)
@@ -281,12 +295,11 @@ class ScoreMLP(nn.Module):
         self.act_dim = act_dim
         self.register_buffer("freqs", 10000 ** (-torch.arange(8) / 7), persistent=False)
         self.time_in, self.time_out = nn.Linear(16, 32), nn.Linear(32, 16)
-        self.layers = nn.ModuleList(
-            [nn.Linear(i, hidden_dim) for i in (act_dim + 16 + obs_dim, hidden_dim, hidden_dim)]
-        )
+        sizes = [act_dim + 16 + obs_dim, hidden_dim, hidden_dim, hidden_dim]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.head = nn.Linear(hidden_dim, act_dim)
 
-    def forward(self, a_t: torch.Tensor, t: int | torch.Tensor, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, a_t: Tensor, t: int | Tensor, obs: Tensor) -> Tensor:
         """a_t `[..., A]`, t an index (int or `[...]`), obs `[..., S]` -> `[..., A]`."""
         angle = t * self.freqs if isinstance(t, int) else t.unsqueeze(-1) * self.freqs
         emb = self.time_out(mish(self.time_in(torch.cat([angle.sin(), angle.cos()], -1))))
@@ -301,18 +314,16 @@ class QEnsemble(nn.Module):
 
     def __init__(self, obs_dim: int, act_dim: int, num_critics: int = 64, hidden_dim: int = 256):
         super().__init__()
-        sizes = [obs_dim + act_dim, hidden_dim, hidden_dim, hidden_dim, 1]
         self.num_critics = num_critics
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for size_in, size_out in zip(sizes, sizes[1:]):
+        for size_in, size_out in pairwise([obs_dim + act_dim, hidden_dim, hidden_dim, hidden_dim, 1]):
             # As released (EDAC's initialisation): the "fan" of a hidden layer is its output size, its bias 0.1.
             bound = 3e-3 if size_out == 1 else 1 / math.sqrt(size_out)
-            weight = torch.empty(num_critics, size_in, size_out).uniform_(-bound, bound)
-            bias = torch.empty(num_critics, 1, size_out)
-            self.weights.append(weight)
-            self.biases.append(bias.uniform_(-bound, bound) if size_out == 1 else bias.fill_(0.1))
+            self.weights.append(torch.empty(num_critics, size_in, size_out).uniform_(-bound, bound))
+            bias = torch.full((num_critics, 1, size_out), 0.1)
+            self.biases.append(bias.uniform_(-bound, bound) if size_out == 1 else bias)
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`."""
         x = torch.cat([obs, action], -1).expand(self.num_critics, -1, -1)  # [M, B, S + A], a view
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
@@ -320,36 +331,18 @@ class QEnsemble(nn.Module):
         return x.squeeze(-1)
 
 
-class StateCoefficient(nn.Module):
-    """alpha(s) = softplus of a network with one hidden layer of 32 (App. B.3); starts at 0.01 in every state."""
-
-    def __init__(self, obs_dim: int):
-        super().__init__()
-        self.hidden, self.head = nn.Linear(obs_dim, 32), nn.Linear(32, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, math.log(math.expm1(0.01)))
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """obs `[B, S]` -> `[B]`."""
-        return F.softplus(self.head(mish(self.hidden(obs)))).squeeze(-1)
-
-
-# --- end shared ---
-
-
-# --- shared: diffusion ---
 class MeanRevertingSDE:
-    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): pulls every action to N(0, I), all conditionals known Gaussians.
+    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): pulls every action to N(0, I), all its conditionals known Gaussians.
 
-    Tensors of length T, index i for the paper's step i + 1: `theta_dt` (theta'_t), `theta_bar` (its running sum),
-    `sigma` (std of a_t given a_0), `w_t`, `w_0` and `posterior_var` of p(a_{t-1} | a_t, a_0) (6, 7).
+    Tensors of length T: `theta_dt` (theta'_t), `theta_bar` (its running sum), `sigma` (std of a_t given a_0), and
+    `w_t`, `w_0`, `posterior_var` of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or `[B]`.
     """
 
     def __init__(self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"):
-        T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)
-        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / (T + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)  # t: the paper's
         theta = {
-            "cosine": 1 - f[1:] / f[0],
+            "cosine": 1
+            - (torch.cos((t / (T + 1) + 0.008) / 1.008 * math.pi / 2) / math.cos(0.004 / 1.008 * math.pi)) ** 2,
             "linear": torch.linspace(1000 / T * 1e-4, 1000 / T * 0.02, T, dtype=torch.float64),
             "constant": torch.ones(T, dtype=torch.float64),
             "vp": 1 - torch.exp(-0.1 / T - 0.5 * 9.9 * (2 * t - 1) / T**2),
@@ -357,66 +350,51 @@ class MeanRevertingSDE:
         }[schedule]
         if schedule != "ddpm":  # the time step is chosen so that e^(-theta_bar_T) = 0.001: a_T has forgotten a_0
             theta = theta * (math.log(1000) / theta.sum())
-        theta_bar = theta.cumsum(0)
-        keep = torch.exp(-theta)  # A
-        kept = torch.exp(-theta_bar)  # B
-        kept_before = torch.exp(-(theta_bar - theta))  # C
-        kept_before[0] = 1.0
+        bar = theta.cumsum(0)
+        before = torch.cat([bar.new_zeros(1), bar[:-1]])  # theta_bar_{t-1}, theta_bar_0 = 0
+        step_var, var, var_before = (-torch.expm1(-2 * x) for x in (theta, bar, before))  # 1 - A^2, 1 - B^2, 1 - C^2
         tables = dict(
-            theta_dt=theta,
-            theta_bar=theta_bar,
-            sigma=torch.sqrt(1 - kept**2),
-            w_t=keep * (1 - kept_before**2) / (1 - kept**2),
-            w_0=kept_before * (1 - keep**2) / (1 - kept**2),
-            posterior_var=(1 - keep**2) * (1 - kept_before**2) / (1 - kept**2),
-        )
+            theta_dt=theta, theta_bar=bar, sigma=var.sqrt(), w_t=torch.exp(-theta) * var_before / var,
+            w_0=torch.exp(-before) * step_var / var, posterior_var=step_var * var_before / var,
+        )  # fmt: skip
         self.num_steps = num_steps
         for name, table in tables.items():  # built in float64, then cast: in float32 theta'_1 is off by 1e-4 at T = 100
             setattr(self, name, table.to(device, torch.float32))
 
-    def perturb(self, a0: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Sample p(a_t | a_0) = N(e^(-theta_bar_t) a_0, sigma_t^2) (2, 4); all `[B, A]`, t an index, int or `[B]`."""
+    def perturb(self, a0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+        """Sample p(a_t | a_0) = N(e^(-theta_bar_t) a_0, sigma_t^2) (2, 4); `[B, A]`."""
         return torch.exp(-self.theta_bar[t]).unsqueeze(-1) * a0 + self.sigma[t].unsqueeze(-1) * noise
 
-    def predict_a0(self, a_t: torch.Tensor, t: int | torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def predict_a0(self, a_t: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
         """Invert `perturb`: (a_t - sigma_t eps) e^(theta_bar_t) (8)."""
         return (a_t - self.sigma[t].unsqueeze(-1) * noise) * torch.exp(self.theta_bar[t]).unsqueeze(-1)
 
-    def posterior_mean(self, a_t: torch.Tensor, a0: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
+    def posterior_mean(self, a_t: Tensor, a0: Tensor, t: int | Tensor) -> Tensor:
         """Mean of p(a_{t-1} | a_t, a_0), the optimal path from a_t to a_0 (6, 7; App. A.3)."""
         return self.w_t[t].unsqueeze(-1) * a_t + self.w_0[t].unsqueeze(-1) * a0
 
-    def reverse_sde_step(
-        self, a_t: torch.Tensor, t: int | torch.Tensor, eps: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
+    def reverse_sde_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor, noise: Tensor) -> Tensor:
         """One Euler step of the reverse SDE (3) with score -eps / sigma_t; the last step (index 0) adds no noise."""
         theta, sigma = self.theta_dt[t].unsqueeze(-1), self.sigma[t].unsqueeze(-1)
-        moving = (torch.as_tensor(t, device=a_t.device) > 0).unsqueeze(-1)
-        return a_t + theta * a_t - 2 * theta * eps / sigma + torch.sqrt(2 * theta) * noise * moving
+        noise = noise * (torch.as_tensor(t, device=a_t.device) > 0).unsqueeze(-1)
+        return a_t + theta * a_t - 2 * theta * eps / sigma + torch.sqrt(2 * theta) * noise
 
-    def ode_step(self, a_t: torch.Tensor, t: int | torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    def ode_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
         """One Euler step of the probability-flow ODE of (3)."""
         theta, sigma = self.theta_dt[t].unsqueeze(-1), self.sigma[t].unsqueeze(-1)
         return a_t + theta * a_t - theta * eps / sigma
 
 
 def sample_actions(
-    score: nn.Module,
-    sde: MeanRevertingSDE,
-    obs: torch.Tensor,
-    sampler: str = "posterior",
-    action_clip: bool = True,
-    generator: torch.Generator | None = None,
-    noise: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Draw one action per observation by running the diffusion backwards from N(0, I).
+    score: nn.Module, sde: MeanRevertingSDE, obs: Tensor, sampler: str = "posterior", action_clip: bool = True,
+    generator: torch.Generator | None = None, noise: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """One action per observation, by running the diffusion back from N(0, I); obs `[..., S]` -> `[..., A]` in [-1, 1].
 
-    obs `[..., S]` -> actions `[..., A]` in [-1, 1]. `noise` `[T, ..., A]` replaces the generator's draws: its first
-    row is a_T, the others are spent one a step.
+    `noise` `[T, ..., A]` replaces the generator's draws: its first row is a_T, the others are spent one a step.
     """
     if noise is None:
-        shape = (sde.num_steps, *obs.shape[:-1], score.act_dim)
-        noise = torch.randn(shape, device=obs.device, generator=generator)
+        noise = torch.randn(sde.num_steps, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
     a_t = noise[0]
     for t in reversed(range(sde.num_steps)):
         eps = score(a_t, t, obs)
@@ -432,13 +410,13 @@ def sample_actions(
     return a_t.clamp(-1, 1)
 
 
-def log_transition(x: torch.Tensor, y: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
     """Log density, per dimension, of reaching x from y after SDE time dt: N(x; e^(-dt) y, 1 - e^(-2 dt)) (2)."""
     var = -torch.expm1(-2 * dt)
     return -0.5 * (torch.log(2 * math.pi * var) + (x - y * torch.exp(-dt)) ** 2 / var)
 
 
-def entropy_estimate(sde: MeanRevertingSDE, a0: torch.Tensor, aT: torch.Tensor, kind: str) -> torch.Tensor:
+def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor, kind: str) -> Tensor:
     """-log p(a_1 | a_T, a_0) by Bayes' rule from three transition densities (13, 14); `[B, A]` -> `[B]`.
 
     bridge: the equation to the letter. Its value does not depend on the policy and its gradient vanishes.
@@ -456,17 +434,13 @@ def entropy_estimate(sde: MeanRevertingSDE, a0: torch.Tensor, aT: torch.Tensor, 
 
 
 def chain_entropy_bound(
-    sde: MeanRevertingSDE,
-    score: nn.Module,
-    obs: torch.Tensor,
-    chain_std: float,
-    generator: torch.Generator | None = None,
-    noise: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Lower bound on the entropy of the policy with std `chain_std` in its last step; obs `[B, S]` -> `[B]`, in nats.
+    sde: MeanRevertingSDE, score: nn.Module, obs: Tensor, chain_std: float,
+    generator: torch.Generator | None = None, noise: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Lower bound, in nats, on the entropy of the policy with std `chain_std` in its last step; `[B, S]` -> `[B]`.
 
     H >= E[log f(a^1..a^T | a^0) - log q(a^0..a^T)] with q our reverse chain (10) and f the SDE's own transitions (2),
-    an idea of maximum-entropy diffusion RL (Celik et al. 2025, DIME). The bound has gradients in the policy.
+    an idea of maximum-entropy diffusion RL (Celik et al. 2025, DIME). It has a gradient in the policy's spread.
     `noise` `[T + 1, B, A]` replaces the generator's draws.
     """
     if noise is None:
@@ -475,94 +449,72 @@ def chain_entropy_bound(
     bound = 0.5 * (math.log(2 * math.pi) + a_t**2)  # -log N(a_T; 0, I)
     for t in reversed(range(sde.num_steps)):
         z = noise[sde.num_steps - t]
-        std = sde.posterior_var[t].sqrt() if t > 0 else torch.full_like(sde.sigma[0], chain_std)
+        std = sde.posterior_var[t].sqrt() if t > 0 else sde.sigma.new_tensor(chain_std)
         a0 = sde.predict_a0(a_t, t, score(a_t, t, obs)).clamp(-1, 1)  # else entropy is bought outside the action box
         a_prev = sde.posterior_mean(a_t, a0, t) + std * z
         bound = bound + log_transition(a_t, a_prev, sde.theta_dt[t])
-        bound = bound + 0.5 * (math.log(2 * math.pi) + z**2) + torch.log(std)  # -log of the step just taken
+        bound = bound + 0.5 * (math.log(2 * math.pi) + z**2) + std.log()  # -log density of the step just taken
         a_t = a_prev
     return bound.sum(-1)
 
 
-def lower_confidence_bound(q: torch.Tensor, coef: float) -> torch.Tensor:
+def lower_confidence_bound(q: Tensor, coef: float) -> Tensor:
     """mean - coef * std over the members (17); q `[M, ...]` -> `[...]`. Unbiased std, so M >= 2."""
     return q.mean(0) - coef * q.std(0)
 
 
-# --- end shared ---
-
-
-# --- shared: update ---
-METRICS = (
-    "losses/critic", "losses/diffusion", "losses/q", "losses/entropy", "losses/actor",
-    "q/mean", "q/std", "q/max_abs", "q/target", "policy/entropy", "policy/alpha",
-)  # fmt: skip
+METRICS = [f"losses/{x}" for x in ("critic", "diffusion", "q", "entropy", "actor")]
+METRICS += [f"q/{x}" for x in ("mean", "std", "max_abs", "target")] + ["policy/entropy", "policy/alpha"]
 
 
 class Agent(nn.Module):
-    """Everything that learns, and what must survive a restart with it: its state_dict is the checkpoint's core."""
+    """All that learns, and what has to survive a restart with it: its state_dict is the checkpoint's core."""
 
-    def __init__(self, obs_dim: int, act_dim: int, args: Args, device: str):
+    def __init__(self, obs_dim: int, act_dim: int, args: Args, device: str = "cpu"):
         super().__init__()
         self.sde = MeanRevertingSDE(args.num_diffusion_steps, args.schedule, device)
         self.chain_std = args.chain_std or min(0.2, float(self.sde.sigma[0]))
         self.score = ScoreMLP(obs_dim, act_dim, args.hidden_dim)
         self.score_ema = copy.deepcopy(self.score).requires_grad_(False)
-        self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim) if uses_critic(args) else None
-        self.target_q = copy.deepcopy(self.q).requires_grad_(False) if uses_critic(args) else None
-        self.alpha = StateCoefficient(obs_dim) if args.ent_coef == "auto" else None
+        self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim) if args.uses_critic else None
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False) if args.uses_critic else None
+        self.alpha = None
+        if args.ent_coef == "auto":  # alpha(s), App. B.3
+            self.alpha = nn.Sequential(
+                nn.Linear(obs_dim, 32), nn.Mish(), nn.Linear(32, 1), nn.Softplus(), nn.Flatten(0)
+            )
+            nn.init.zeros_(self.alpha[2].weight)
+            nn.init.constant_(self.alpha[2].bias, math.log(math.expm1(0.01)))  # it starts at 0.01 in every state
         self.register_buffer("target_entropy", torch.tensor(args.target_entropy or 0.0))  # nats per action dimension
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last row of metrics.csv
         self.register_buffer("diffusion_sum", torch.zeros(()))  # since the last evaluation
-        self.register_buffer("first_bad", torch.full((len(METRICS),), -1))  # first update with a non-finite value
-        self.register_buffer("first_large_q", torch.tensor(-1))  # first update with |Q| out of reach of the rewards
+        self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
+        self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
         self.to(device)
-        self.actor_opt = torch.optim.Adam(self.score.parameters(), args.actor_lr, fused=True)
-        self.critic_opt = torch.optim.Adam(self.q.parameters(), args.critic_lr, fused=True) if self.q else None
-        self.alpha_opt = torch.optim.Adam(self.alpha.parameters(), 3e-4, fused=True) if self.alpha else None
+        nets = {"actor": (self.score, args.actor_lr), "critic": (self.q, args.critic_lr), "alpha": (self.alpha, 3e-4)}
+        nets = {name: (net.parameters(), lr) for name, (net, lr) in nets.items() if net}
+        self.optimisers = {name: torch.optim.Adam(weights, lr, fused=True) for name, (weights, lr) in nets.items()}
 
 
-class Transitions(NamedTuple):
-    """A dataset, or a batch of it."""
-
-    obs: torch.Tensor  # [B, S]
-    action: torch.Tensor  # [B, A]
-    reward: torch.Tensor  # [B]
-    next_obs: torch.Tensor  # [B, S]
-    terminal: torch.Tensor  # [B], 1 where the future is worth nothing: never a time limit
+# obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (never at a time limit)
+Transitions = namedtuple("Transitions", "obs action reward next_obs end")
+# All randomness of one update, drawn before it, so that the update itself is a function: `target` [T, B * N, A] with
+# N = 10 for max_q_backup, else 1; `t` [B]; `eps` [B, A]; `aT` [B, A], for released and bridge; `chain` [T + 1, B, A].
+Noise = namedtuple("Noise", "target t eps aT chain")
 
 
-class Noise(NamedTuple):
-    """All randomness of one update, drawn before it, so that the update is a function."""
-
-    target: torch.Tensor  # [T, B * N, A], N = 10 with max_q_backup, else 1
-    t: torch.Tensor  # [B], diffusion step of each row
-    eps: torch.Tensor  # [B, A]
-    end: torch.Tensor  # [B, A], a_T of the released and bridge entropy
-    chain: torch.Tensor  # [T + 1, B, A]
-
-
-def draw_batch(data: Transitions, args: Args, generator: torch.Generator) -> tuple[Transitions, Noise]:
+def draw_batch(data: Transitions, args: Args, g: torch.Generator) -> tuple[Transitions, Noise]:
     """A uniform batch, with replacement, and the noise of one update."""
-    size, B, A, T = len(data.obs), args.batch_size, data.action.shape[-1], args.num_diffusion_steps
-    index = torch.randint(size, (B,), device=data.obs.device, generator=generator)
-
-    def randn(*shape):
-        return torch.randn(shape, device=data.obs.device, generator=generator)
-
-    noise = Noise(
-        target=randn(T, B * (10 if args.max_q_backup else 1), A) if uses_critic(args) else None,
-        t=torch.randint(T, (B,), device=data.obs.device, generator=generator),
-        eps=randn(B, A),
-        end=randn(B, A) if args.entropy_estimator in ("released", "bridge") else None,
-        chain=randn(T + 1, B, A) if "chain" in (args.policy_action, args.entropy_estimator) else None,
-    )
-    return Transitions(*(x[index] for x in data)), noise
+    B, A, T, N = args.batch_size, data.action.shape[-1], args.num_diffusion_steps, 10 if args.max_q_backup else 1
+    index, t = (torch.randint(high, (B,), generator=g, device=g.device) for high in (len(data.obs), T))
+    shapes = ((T, B * N, A), (B, A), (B, A), (T + 1, B, A))
+    target, eps, aT, chain = (torch.randn(shape, generator=g, device=g.device) for shape in shapes)
+    return Transitions(*(x[index] for x in data)), Noise(target, t, eps, aT, chain)
 
 
-def td_target(agent: Agent, batch: Transitions, noise: torch.Tensor, args: Args) -> torch.Tensor:
+def td_target(agent: Agent, batch: Transitions, noise: Tensor, args: Args) -> Tensor:
     """r + gamma Q'(s', a') with a' from the averaged policy; `[M, B]`, each member its own target (16)."""
     repeats = noise.shape[1] // len(batch.reward)
     next_obs = batch.next_obs.repeat_interleave(repeats, 0)  # [B * N, S], each copy with noise of its own
@@ -570,32 +522,29 @@ def td_target(agent: Agent, batch: Transitions, noise: torch.Tensor, args: Args)
     next_q = agent.target_q(next_obs, next_action).unflatten(1, (-1, repeats)).amax(-1)  # max-Q, member by member
     if args.target == "min":
         next_q = next_q.amin(0, keepdim=True).expand_as(next_q)
-    return batch.reward + args.gamma * (1 - batch.terminal) * next_q
+    return batch.reward + args.gamma * (1 - batch.end) * next_q
 
 
-def diffusion_loss(
-    sde: MeanRevertingSDE, a_t: torch.Tensor, a0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor,
-    eps_hat: torch.Tensor, kind: str,
-) -> torch.Tensor:  # fmt: skip
-    """How well the noise `eps` was predicted from a_t; behaviour cloning. All `[B, A]`, t `[B]` -> scalar."""
+def diffusion_loss(sde: MeanRevertingSDE, a_t: Tensor, a0: Tensor, t: Tensor, eps: Tensor, eps_hat: Tensor, kind: str):
+    """Behaviour cloning: how well the noise in a_t was predicted. All `[B, A]`, t `[B]` -> scalar."""
     if kind == "noise":
         return F.mse_loss(eps_hat, eps)  # (5)
     optimal = sde.posterior_mean(a_t, a0, t)  # a_{t-1} on the best path to the data action (App. A.3)
     if kind == "likelihood":
         return F.mse_loss(sde.posterior_mean(a_t, sde.predict_a0(a_t, t, eps_hat), t), optimal)
-    # Released: the Euler step (3) against the exact path. With coarse steps the two differ even for the true noise
+    # Released: the Euler step of (3) against the exact path. With coarse steps the two differ even for the true noise
     # (by 1.6 at t = 5), so this loss pulls the network away from it. The authors' locomotion rows use it.
     return F.mse_loss(sde.reverse_sde_step(a_t, t, eps_hat, torch.zeros_like(a_t)), optimal)
 
 
-def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, warmup: bool) -> dict[str, torch.Tensor]:
+def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, warmup: bool) -> dict[str, Tensor]:
     """The actor's loss (15) and its parts: stay near the data, climb the LCB, keep entropy."""
     sde, obs, out = agent.sde, batch.obs, {}
     a_t = sde.perturb(batch.action, noise.t, noise.eps)
     eps_hat = agent.score(a_t, noise.t, obs)
     a0_hat = sde.predict_a0(a_t, noise.t, eps_hat)
-    out["losses/diffusion"] = diffusion_loss(sde, a_t, batch.action, noise.t, noise.eps, eps_hat, args.diffusion_loss)
-    loss = out["losses/diffusion"]
+    loss = diffusion_loss(sde, a_t, batch.action, noise.t, noise.eps, eps_hat, args.diffusion_loss)
+    out["losses/diffusion"] = loss
 
     if args.eta > 0:
         action = a0_hat.clamp(-1, 1)
@@ -603,18 +552,18 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
             action = sample_actions(agent.score, sde, obs, args.sampler, args.action_clip, noise=noise.chain[:-1])
         q = agent.q(obs, action)  # [M, B]
         value = q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
-        out["losses/q"] = -value.mean() / q.abs().mean().detach()  # the scale of Q drops out, eta means the same
-        out |= {"q/mean": q.mean(), "q/std": (q.std(0) if len(q) > 1 else q * 0).mean()}
+        out["losses/q"] = -value.mean() / q.abs().mean().detach()  # so that eta means the same at any scale of Q
+        out |= {"q/mean": q.mean(), "q/std": q.std(0, correction=min(1, len(q) - 1)).mean()}
         loss = loss + (0.0 if warmup else args.eta) * out["losses/q"]
 
     if args.entropy_estimator in ("released", "bridge"):
-        entropy = entropy_estimate(sde, a0_hat, noise.end, args.entropy_estimator)  # [B]
+        entropy = entropy_estimate(sde, a0_hat, noise.aT, args.entropy_estimator)  # [B]
         out["losses/entropy"] = -args.ent_coef * entropy.mean() / entropy.abs().mean().detach()
-        out |= {"policy/entropy": entropy.mean() / a0_hat.shape[-1], "policy/alpha": entropy.new_tensor(args.ent_coef)}
+        out |= {"policy/entropy": entropy.mean() / agent.score.act_dim, "policy/alpha": 0 * loss + args.ent_coef}
     elif args.entropy_estimator == "chain":
-        entropy = chain_entropy_bound(sde, agent.score, obs, agent.chain_std, noise=noise.chain) / a0_hat.shape[-1]
+        entropy = chain_entropy_bound(sde, agent.score, obs, agent.chain_std, noise=noise.chain) / agent.score.act_dim
         alpha = agent.alpha(obs) if agent.alpha else torch.full_like(entropy, args.ent_coef)  # [B]
-        if agent.alpha:  # pushed up in states where the entropy is below its target, down where it is above (App. B.3)
+        if agent.alpha:  # rises in states where the entropy is below its target, falls where it is above (App. B.3)
             out["alpha_loss"] = (alpha * (entropy.detach() - agent.target_entropy)).mean()
             alpha = alpha.detach().clamp(1e-4, 1)
         out["losses/entropy"] = -(0.0 if warmup else 1.0) * (alpha * entropy).mean()
@@ -623,7 +572,7 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
     return out
 
 
-def minimise(loss: torch.Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, grad_clip: float) -> None:
+def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, grad_clip: float) -> None:
     """One Adam step on `net` alone: other networks in the loss get no gradient."""
     optimiser.zero_grad()
     loss.backward(inputs=list(net.parameters()))
@@ -631,709 +580,468 @@ def minimise(loss: torch.Tensor, net: nn.Module, optimiser: torch.optim.Optimize
     optimiser.step()
 
 
-def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int, warmup: bool) -> torch.Tensor:
-    """Update number `step` (from 0): critics, actor, averages, in this order. Returns METRICS, still on the device."""
+def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int, warmup: bool = False) -> Tensor:
+    """Update number `step` (from 0): critics, actor, averages, in this order. Nothing is read back from the device."""
     out = {}
     if agent.q:
         with torch.no_grad():
-            target = td_target(agent, batch, noise.target, args)
-        q = agent.q(batch.obs, batch.action)
-        out["losses/critic"] = F.mse_loss(q, target)
-        minimise(out["losses/critic"], agent.q, agent.critic_opt, args.grad_clip)
-        out |= {"q/max_abs": q.abs().max(), "q/target": target.mean()}
+            target = td_target(agent, batch, noise.target, args)  # [M, B]
+        q = agent.q(batch.obs, batch.action)  # [M, B]
+        out |= {"losses/critic": F.mse_loss(q, target), "q/max_abs": q.abs().max(), "q/target": target.mean()}
+        minimise(out["losses/critic"], agent.q, agent.optimisers["critic"], args.grad_clip)
 
     out |= actor_losses(agent, batch, noise, args, warmup)
-    minimise(out["losses/actor"], agent.score, agent.actor_opt, args.grad_clip)
+    minimise(out["losses/actor"], agent.score, agent.optimisers["actor"], args.grad_clip)
     if agent.alpha and not warmup:
-        minimise(out["alpha_loss"], agent.alpha, agent.alpha_opt, math.inf)
+        minimise(out["alpha_loss"], agent.alpha, agent.optimisers["alpha"], math.inf)
 
     with torch.no_grad():
-        if step >= args.ema_start and step % args.ema_every == 0:
-            torch._foreach_lerp_(list(agent.score_ema.parameters()), list(agent.score.parameters()), 1 - args.ema_decay)
+        if step >= 1000 and step % 5 == 0:  # until then the averaged actor keeps its initial weights, as released
+            mean, new = list(agent.score_ema.parameters()), list(agent.score.parameters())
+            torch._foreach_lerp_(mean, new, 1 - args.ema_decay)
         if agent.q:
             torch._foreach_lerp_(list(agent.target_q.parameters()), list(agent.q.parameters()), args.tau)
         zero = torch.zeros((), device=batch.obs.device)
-        return torch.stack([out.get(name, zero).detach().to(zero) for name in METRICS])
+        metrics = torch.stack([out.get(name, zero).detach() for name in METRICS])
+        agent.metric_sum += metrics
+        agent.diffusion_sum += out["losses/diffusion"]
+        bad = torch.cat([~metrics.isfinite(), metrics[[METRICS.index("q/max_abs")]] > agent.q_limit])
+        agent.first_bad.copy_(torch.where((agent.first_bad < 0) & bad, step, agent.first_bad))
+    return metrics
 
 
+# === Plumbing: acting and evaluation, data, checkpoints, command line, main ===========================================
 @torch.no_grad()
-def remember(agent: Agent, metrics: torch.Tensor, step: int, q_limit: float) -> None:
-    """Add up an update's metrics and note the first bad one, all on the device: nothing is read back here."""
-    agent.metric_sum += metrics
-    agent.diffusion_sum += metrics[METRICS.index("losses/diffusion")]
-    agent.first_bad.copy_(torch.where((agent.first_bad < 0) & ~metrics.isfinite(), step, agent.first_bad))
-    large = (agent.first_large_q < 0) & (metrics[METRICS.index("q/max_abs")] > q_limit)
-    agent.first_large_q.copy_(torch.where(large, step, agent.first_large_q))
+def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tensor:
+    """Best of K, which the paper does not mention: draw K candidates a state, keep one with probability softmax(LCB).
 
-
-def uses_critic(args: Args) -> bool:
-    """Whether Q enters anything: the actor's loss, or the ranking of candidates."""
-    return args.eta > 0 or args.num_candidates > 1
-
-
-# --- end shared ---
-
-
-# ======================================================================================================================
-# The task's side: simulator, observation, score.
-# ======================================================================================================================
-SCORE = "D4RL-normalised score"
-
-
-def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
-    """The simulator, from our own table: an environment spec out of a file could run any code."""
-    return gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **task.env_kwargs)
-
-
-def flatten_obs(obs: np.ndarray | dict) -> np.ndarray:
-    """What the networks see, `[..., S]`: the observation, in the kitchen without the goals, which never change."""
-    return np.asarray(obs["observation"] if isinstance(obs, dict) else obs, np.float32)
-
-
-def critic_terminal(reward: np.ndarray, termination: np.ndarray) -> np.ndarray:
-    """Steps after which the future is worth nothing: real ends, never time limits."""
-    return termination
-
-
-def episode_result(rewards: list[float], reference: tuple[float, float]) -> dict[str, float]:
-    """Figures of one episode; the score is 0 for a random and 100 for an expert policy, in the kitchen tasks done / 4."""
-    low, high = reference
-    total = float(np.sum(rewards))
-    return {"return": total, "score": 100 * (total - low) / (high - low), "length": len(rewards)}
-
-
-def check_metadata(spec: dict, task: Task) -> None:
-    """Compare where the data come from with where the policy will act; `spec` is JSON, and never made into anything."""
-    if spec.get("id") != task.env:
-        print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
-    limit, ours = spec.get("max_episode_steps"), task.env_kwargs["max_episode_steps"]
-    if limit != ours:
-        print(f"note: the data's time limit is {limit} steps; the policy is scored at D4RL's, {ours}")
-
-
-# ======================================================================================================================
-# Plumbing: acting and evaluation, data, checkpoints, checks.
-# ======================================================================================================================
-# --- shared: evaluation ---
-ACTOR_EPISODES = 10  # episodes in one actor call, always: a product's rounding depends on its size
-
-
-@torch.no_grad()
-def act(agent: Agent, obs: torch.Tensor, noise: torch.Tensor, u: torch.Tensor, args: Args) -> torch.Tensor:
-    """Best of K (not in the paper): draw K candidates a state, keep one with probability softmax(LCB).
-
-    obs `[R, S]`, noise `[T, R, K, A]`, u `[R]` uniform in [0, 1) -> actions `[R, A]`. Online policy, target critics.
+    obs `[R, S]`, noise `[T, R, K, A]`, u `[R]` uniform in [0, 1) -> `[R, A]`. Online policy, target critics.
     """
     R, K = noise.shape[1:3]
     obs = ((obs - agent.obs_mean) / agent.obs_std).unsqueeze(1).expand(R, K, -1)
     candidates = sample_actions(agent.score, agent.sde, obs, args.sampler, args.action_clip, noise=noise)  # [R, K, A]
-    if agent.target_q is None or K == 1:
+    if K == 1:
         return candidates[:, 0]
     q = agent.target_q(obs.flatten(0, 1), candidates.flatten(0, 1)).unflatten(1, (R, K))  # [M, R, K]
     value = q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
-    if args.action_selection == "argmax":
-        choice = value.argmax(1)
-    else:
+    choice = value.argmax(1)
+    if args.action_selection == "softmax":  # invert the cumulative probabilities at u
         choice = (value.softmax(1).cumsum(1) < u.unsqueeze(1)).sum(1).clamp(max=K - 1)
     return candidates[torch.arange(R, device=obs.device), choice]
 
 
-def evaluate(
-    agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference: tuple[float, float], episodes: int, stop: list
-) -> list[dict[str, float]] | None:
-    """Run `episodes` episodes, `envs.num_envs` at a time; None if `stop` fills up meanwhile.
+def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
+    """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
+    num_envs = args.eval_episodes if args.eval_episodes <= args.eval_envs else max(10, args.eval_envs // 10 * 10)
 
-    Every episode has its own seed, noise generator and row in a padded actor batch, so its result does not depend on
-    which others run beside it.
-    """
-    device, K, T = agent.obs_mean.device, args.num_candidates, args.num_diffusion_steps
-    obs_dim, act_dim, results = len(agent.obs_mean), envs.single_action_space.shape[0], []
-    for first in range(0, episodes, envs.num_envs):
-        seeds = [(args.seed + 100) * 10_000 + first + i for i in range(envs.num_envs)]
+    def make(i: int) -> gym.Env:
+        env = make_env(TASKS[args.env_id], "rgb_array" if film else None)
+        if film:
+            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=f"{i}", disable_logger=True)
+        box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(env.observation_space.sample()).shape, np.float32)
+        return gym.wrappers.TransformObservation(env, flatten_obs, box)
+
+    return gym.vector.SyncVectorEnv([partial(make, i) for i in range(min(num_envs, 3) if film else num_envs)])
+
+
+def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
+    """Results of `episodes` episodes, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
+    # Each has a seed and a noise generator of its own and a fixed row in an actor batch of ten (products of another
+    # size round otherwise): its result does not depend on how many run at once.
+    shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
+    results, n, rows = [], envs.num_envs, -(-envs.num_envs // 10) * 10
+    for first in range(0, episodes, n):
+        seeds = [(args.seed + 100) * 10_000 + first + i for i in range(rows)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rewards = [[] for _ in seeds]
-        running = np.arange(envs.num_envs) < episodes - first
-        obs, _ = envs.reset(seed=seeds)
+        rewards, running = [[] for _ in seeds], np.arange(rows) < min(n, episodes - first)
+        obs, padded = envs.reset(seed=seeds[:n])[0], torch.zeros(rows, len(agent.obs_mean))
+        action = np.zeros((rows, shape[-1]), np.float32)
         while running.any():
             if stop:
-                return None
-            action = np.zeros((envs.num_envs, act_dim), np.float32)
-            slots = (first + np.arange(envs.num_envs)) // ACTOR_EPISODES
-            for slot in np.unique(slots[running]):
-                rows = np.flatnonzero((slots == slot) & running)
-                places = (first + rows) % ACTOR_EPISODES
-                padded = torch.zeros(ACTOR_EPISODES, obs_dim)
-                noise, u = torch.zeros(T, ACTOR_EPISODES, K, act_dim), torch.zeros(ACTOR_EPISODES)
-                for row, place in zip(rows, places):
-                    padded[place] = torch.from_numpy(obs[row])
-                    noise[:, place] = torch.randn(T, K, act_dim, generator=generators[row])
-                    u[place] = torch.rand((), generator=generators[row])
-                action[rows] = act(agent, padded.to(device), noise.to(device), u.to(device), args).cpu().numpy()[places]
-            # A finished environment starts a new episode by itself; what happens there is ignored.
-            obs, reward, terminated, truncated, _ = envs.step(action)
-            for row in np.flatnonzero(running):
-                rewards[row].append(float(reward[row]))
-            running &= ~(terminated | truncated)
-        for i in range(min(envs.num_envs, episodes - first)):
+                return []
+            padded[:n] = torch.from_numpy(obs)
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generators], 1)  # [T, rows, K, A]
+            u = torch.stack([torch.rand((), generator=g) for g in generators])
+            for ten in (slice(i, i + 10) for i in range(0, rows, 10) if running[i : i + 10].any()):
+                inputs = (x.to(agent.obs_mean.device) for x in (padded[ten], noise[:, ten], u[ten]))
+                action[ten] = act(agent, *inputs, args).numpy(force=True)
+            obs, reward, terminated, truncated, _ = envs.step(action[:n])
+            for i in np.flatnonzero(running):
+                rewards[i].append(float(reward[i]))
+            running[:n] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
+        for i in range(min(n, episodes - first)):
             results.append({"episode": first + i, "seed": seeds[i], **episode_result(rewards[i], reference)})
     return results
 
 
-def vector_env(task: Task, num_envs: int, video_dir: Path | None = None) -> gym.vector.VectorEnv:
-    """`num_envs` simulators in one process, observations flat; with `video_dir` every episode is filmed."""
-
-    def make():
-        env = make_env(task, "rgb_array" if video_dir else None)
-        if video_dir:
-            env = gym.wrappers.RecordVideo(env, str(video_dir), episode_trigger=lambda _: True, disable_logger=True)
-        shape = flatten_obs(env.observation_space.sample()).shape
-        space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
-        return gym.wrappers.TransformObservation(env, flatten_obs, space)
-
-    return gym.vector.SyncVectorEnv([make] * num_envs)
+def means(results: list[dict]) -> dict[str, float]:
+    """Each figure's mean over the episodes that have it (some never reach a goal), and the score's standard error."""
+    table = {k: np.array([r[k] for r in results], np.float64) for k in results[0] if k not in ("episode", "seed")}
+    error = table["score"].std(ddof=1) / math.sqrt(len(results)) if len(results) > 1 else 0.0
+    have = {k: v[np.isfinite(v)] for k, v in table.items()}
+    return {**{k: float(v.mean()) if len(v) else math.nan for k, v in have.items()}, "standard_error": float(error)}
 
 
-def film(agent: Agent, task: Task, args: Args, reference: tuple[float, float], run_dir: Path) -> None:
-    """Write the first three episodes of an evaluation as mp4 files."""
-    envs = vector_env(task, 1, run_dir / "videos")
-    evaluate(agent, envs, args, reference, min(3, args.eval_episodes), [])
-    envs.close()
-    print(f"videos: {run_dir / 'videos'}")
-
-
-def column(results: list[dict], name: str) -> np.ndarray:
-    """One figure of all episodes, without those that lack it."""
-    values = np.array([r[name] for r in results], np.float64)
-    return values[np.isfinite(values)]
-
-
-def describe(results: list[dict]) -> str:
-    """One line: score with standard error, and the other figures' means."""
-    score = column(results, "score")
-    error = score.std(ddof=1) / math.sqrt(len(score)) if len(score) > 1 else math.nan
-    others = [k for k in results[0] if k not in ("episode", "seed", "score", "success")]
-    means = ", ".join(f"{k} {column(results, k).mean():.1f}" for k in others if len(column(results, k)))
-    return f"{SCORE} {score.mean():.1f} +- {error:.1f} (s.e., {len(score)} episodes), {means}"
-
-
-def selections(history: list[dict]) -> dict[str, dict]:
-    """Last, best and offline-selected evaluation (App. B.8: the first at which the diffusion loss has settled)."""
-    trained = [h for h in history if not h["warmup"]]
-    settled = [b for a, b in zip(trained, trained[1:]) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3]
-    best = max(history, key=lambda h: h["score"])
-    return {"last": history[-1], "best": best, "offline": settled[0] if settled else {**history[-1], "never": True}}
-
-
-# --- end shared ---
-
-
-# --- shared: data ---
-def fail(message: str) -> None:
+def fail(sentence: str, error: Exception | None = None):
     """Bad input: one sentence, exit code 2."""
-    sys.exit(print(f"error: {message}", file=sys.stderr) or 2)
+    why = f" ({type(error).__name__}: {error})".splitlines()[0][:200] if error else ""
+    print(f"error: {sentence}{why}", file=sys.stderr)
+    sys.exit(2)
 
 
-def find_dataset(dataset_id: str) -> Path:
-    """The data folder of a Minari id or of a folder, downloaded if it is not on this machine."""
-    for folder in (Path(dataset_id), get_dataset_path(dataset_id)):
-        if (folder / "data").is_dir():
-            return folder / "data"
+def read_episodes(dataset_id: str) -> tuple[dict, list[tuple[np.ndarray, ...]]]:
+    """Metadata and, per episode, obs `[N + 1, S]` and N actions, rewards, terminations; downloads what is not here."""
+    path = Path(dataset_id) if (Path(dataset_id) / "data").is_dir() else get_dataset_path(dataset_id)
+    if not (path / "data").is_dir():
+        try:
+            minari.download_dataset(dataset_id)
+        except Exception as error:  # whatever the network, the hub or the id does wrong
+            advice = f"'minari download {dataset_id}' where there is a network, or --dataset-id FOLDER for a local one"
+            fail(f"dataset {dataset_id} is not on this machine and cannot be downloaded; try {advice}", error)
     try:
-        minari.download_dataset(dataset_id)
-    except Exception as error:  # whatever the network, the hub or the id does wrong
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        fail(
-            f"dataset {dataset_id} is not on this machine and cannot be downloaded ({reason}); where there is a network "
-            f"run 'minari download {dataset_id}', or name a local set with --dataset-id FOLDER or MINARI_DATASETS_PATH"
-        )
-    return get_dataset_path(dataset_id) / "data"
-
-
-def read_episodes(dataset_id: str, task: Task) -> tuple[dict, list[tuple[np.ndarray, ...]]]:
-    """Metadata and, per episode, obs `[N + 1, S]` and N actions, rewards, terminations of a Minari dataset.
-
-    The file may come from a stranger. Minari would make an environment from it (and so run its code) if it did not
-    state its spaces, hence the check; nothing else in the metadata is ever acted on.
-    """
-    path, episodes = find_dataset(dataset_id), []
-    try:
-        metadata = json.loads((path / "metadata.json").read_text())
+        metadata, episodes = json.loads((path / "data" / "metadata.json").read_text()), []
+        # The files may be a stranger's. Had they not stated their spaces Minari would make an environment of them, and
+        # that runs their code; nothing else in the metadata is ever acted on.
         if metadata["data_format"] != "hdf5" or not {"observation_space", "action_space"} <= metadata.keys():
             raise ValueError("not an HDF5 dataset that states its spaces")
-        for episode in minari.MinariDataset(str(path)):
-            obs = flatten_obs(episode.observations)
-            arrays = [np.asarray(x) for x in (episode.actions, episode.rewards, episode.terminations)]
-            if {len(x) for x in arrays} != {len(obs) - 1} or obs.ndim != 2 or arrays[0].ndim != 2:
-                raise ValueError(f"episode {episode.id} does not hold N actions and N + 1 observations")
-            episodes.append((obs, *arrays))
+        for e in minari.MinariDataset(str(path / "data")):
+            arrays = flatten_obs(e.observations), *(np.asarray(x) for x in (e.actions, e.rewards, e.terminations))
+            if [x.ndim for x in arrays] != [2, 2, 1, 1] or {len(x) for x in arrays[1:]} != {len(arrays[0]) - 1}:
+                raise ValueError(f"episode {e.id} does not hold N actions and N + 1 observations")
+            episodes.append(arrays)
         if sum(len(e[1]) for e in episodes) != metadata["total_steps"]:
-            raise ValueError("it holds fewer steps than its metadata says")
+            raise ValueError("the number of steps is not what its metadata says")
     except Exception as error:  # h5py, JSON and Minari fail in many ways on a broken file
-        fail(
-            f"dataset {dataset_id} is damaged or incomplete: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        )
-    if not episodes:
+        fail(f"dataset {dataset_id} is damaged or incomplete", error)
+    if not sum(len(e[1]) for e in episodes):
         fail(f"dataset {dataset_id} is empty")
     return metadata, episodes
 
 
-def load_dataset(args: Args, task: Task, obs_dim: int, act_dim: int, device: str) -> tuple[Transitions, dict]:
-    """All transitions of the named sets as flat float32 tensors on the device, and what the run should say of them.
+def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[Transitions, dict]:
+    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them.
 
     N actions give N transitions: none crosses an episode's end, and a time limit (truncation) is not a terminal.
     """
-    ids = (args.dataset_id or task.dataset or "").split(",")
-    if ids == [""]:
-        fail(f"Minari has no dataset for {args.env_id}: name one with --dataset-id (a Minari id or a folder)")
-    parts, results, reference, source = [], [], None, "D4RL's table"
-    for dataset_id in ids:
-        metadata, episodes = read_episodes(dataset_id, task)
-        check_metadata(json.loads(metadata.get("env_spec") or "{}"), task)
-        if reference is None and {"ref_min_score", "ref_max_score"} <= metadata.keys():
-            reference, source = (float(metadata["ref_min_score"]), float(metadata["ref_max_score"])), "the metadata"
+    task, parts, results, reference = TASKS[args.env_id], [], [], None
+    ids = args.dataset_id or task.dataset or fail(f"Minari has no {args.env_id}: name a dataset with --dataset-id")
+    for dataset_id in ids.split(","):
+        metadata, episodes = read_episodes(dataset_id)
+        check_metadata(*(json.loads(metadata.get(k) or "{}") for k in ("env_spec", "eval_env_spec")), task)
+        if reference is None and None not in (ends := (metadata.get("ref_min_score"), metadata.get("ref_max_score"))):
+            reference = ends
         for obs, action, reward, termination in episodes:
-            if (obs.shape[1], action.shape[1]) != (obs_dim, act_dim):
-                fail(
-                    f"dataset {dataset_id} has {obs.shape[1]} observations and {action.shape[1]} actions, "
-                    f"{args.env_id} ({task.env}) has {obs_dim} and {act_dim}"
-                )
-            parts.append((obs[:-1], action, reward, obs[1:], critic_terminal(reward, termination)))
+            if (got := (obs.shape[1], action.shape[1])) != (obs_dim, act_dim):
+                fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {(obs_dim, act_dim)}")
+            end = termination | (reward > 0) if SUCCESS_ENDS else termination
+            parts.append((obs[:-1], action, reward, obs[1:], end))
             results.append(episode_result(reward, reference or task.reference))
-    flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
+    obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
     if not all(np.isfinite(x).all() for x in flat):
-        fail(f"dataset {args.dataset_id or task.dataset} has NaN or infinite numbers in it")
-    content = hashlib.sha256(b"".join(hashlib.sha256(x.tobytes()).digest() for x in flat)).hexdigest()[:16]
-    outside = float((np.abs(flat[1]) > 1).mean())
-    flat[1] = flat[1].clip(-1, 1)
-    if args.reward == "antmaze":
-        flat[2] = 4 * (flat[2] - 0.5)
-    elif args.reward == "standardize":
-        flat[2] = (flat[2] - flat[2].mean(dtype=np.float64)) / flat[2].std(ddof=1, dtype=np.float64)
+        fail(f"dataset {ids} has NaN or infinite numbers in it")
     info = {
-        "id": ",".join(ids), "hash": content, "transitions": len(flat[0]), "episodes": len(results),
-        "reference": reference or task.reference, "reference_from": source,
-        "score": float(np.mean([r["score"] for r in results])), "actions_clipped": outside,
+        "id": ids, "hash": hashlib.sha256(b"".join(x.tobytes() for x in flat)).hexdigest()[:16],
+        "transitions": len(reward), "episodes": len(results), **{f"mean_{k}": v for k, v in means(results).items()},
+        "reference": reference or task.reference, "reference_from": "metadata" if reference else "D4RL's table",
+        "action_components_clipped": float((np.abs(action) > 1).mean()),
     }  # fmt: skip
-    return Transitions(*(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(device) for x in flat)), info
+    if args.reward == "antmaze":
+        reward = 4 * (reward - 0.5)
+    elif args.reward == "standardize":
+        reward = ((reward - reward.mean(dtype=np.float64)) / reward.std(ddof=1, dtype=np.float64)).astype(np.float32)
+    flat = (obs, action.clip(-1, 1), reward, next_obs, end)
+    return Transitions(*(torch.from_numpy(x).to(device) for x in flat)), info
 
 
-# --- end shared ---
-
-
-# --- shared: checkpoints ---
-def save_checkpoint(run_dir: Path, step: int, state: dict) -> None:
-    """Write checkpoint_<step>.pt so that a kill at any moment leaves a whole file, and keep the last two.
-
-    The file is torch's format and a SHA-256 of it behind: torch itself would load many a changed byte in silence.
-    """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
-    path, temporary = run_dir / f"checkpoint_{step:09d}.pt", run_dir / "checkpoint.tmp"
+def write(path: Path, content: bytes) -> None:
+    """Replace a file in one step: whatever happens, the old or the new content is there, whole."""
+    temporary = path.with_name("unfinished.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(payload + hashlib.sha256(payload).digest())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        fail(f"cannot save a checkpoint in {run_dir}: {error.strerror}; the one before is still there")
-    for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
-        old.unlink()
-
-
-def load_checkpoint(run_dir: Path) -> dict:
-    """The newest whole checkpoint; `weights_only` keeps torch from running code that a file may carry."""
-    for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-32]).digest() == content[-32:]:
-            try:
-                return torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-            except Exception as error:  # a file with a right checksum that is no checkpoint of ours
-                print(
-                    f"warning: {path} cannot be read ({type(error).__name__}), trying the one before", file=sys.stderr
-                )
-        else:
-            print(f"warning: {path} is damaged, trying the one before", file=sys.stderr)
-    fail(f"there is no whole checkpoint in {run_dir}")
-
-
-def lock(run_dir: Path):
-    """Hold the folder for this process; the system lets go of it however the process ends."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = open(run_dir / "lock", "w")
-    except OSError as error:
-        fail(f"cannot write to the run folder {run_dir}: {error.strerror}")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        fail(f"another run is writing to {run_dir}")
-    return handle
+        fail(f"cannot write {path}; what was saved before is still there", error)
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Add a line to a CSV file, and the header if it is new."""
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-        file.flush()
-        os.fsync(file.fileno())
+    """Add a line to a CSV file of numbers, below a header."""
+    with open(path, "a") as file:
+        header = "" if file.tell() else ",".join(row) + "\n"
+        file.write(header + ",".join(map(str, row.values())) + "\n")
 
 
-# --- end shared ---
+def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
+    """Put the newest whole checkpoint into the agent; `weights_only` keeps torch from running code a file may carry."""
+    for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:  # torch itself loads many a changed byte in silence
+            print(f"warning: {path} is damaged, taking the one before", file=sys.stderr)
+            continue
+        try:
+            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+            agent.load_state_dict(state["agent"])
+            for name, optimiser in agent.optimisers.items():
+                optimiser.load_state_dict(state["optimisers"][name])
+        except Exception as error:
+            fail(f"{path} is no checkpoint of this run", error)
+        torch.set_num_threads(state["threads"])  # how a product rounds depends on it
+        return state
+    fail(f"there is no whole checkpoint in {run_dir}")
 
 
-# --- shared: arguments and checks ---
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Dataclass default < task row < preset < flag; for --resume and --evaluate the saved run's arguments < flag."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("env_id", "preset", "resume", "evaluate"):
-        finder.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
-    given, _ = finder.parse_known_args(argv)
-    if given.resume or given.evaluate:
-        saved = load_args(Path(given.resume or given.evaluate))
-        args = tyro.cli(Args, default=replace(saved, resume=given.resume, evaluate=given.evaluate), args=argv)
-        free = {"resume", "gradient_steps", "device", "track", "run_dir"}
-        if args.evaluate:
-            free = {"evaluate", "device", "seed", "capture_video", "run_dir"}
-            free |= {"eval_episodes", "eval_envs", "num_candidates", "action_selection"}
-        for f in fields(Args):
-            old, new = getattr(saved, f.name), getattr(args, f.name)
-            if old != new and f.name not in free:
-                fail(f"the run in {given.resume or given.evaluate} was made with {f.name} = {old}, not {new}")
-        if args.gradient_steps < saved.gradient_steps:
-            fail(f"--gradient-steps can only grow on --resume (the run has {saved.gradient_steps})")
-        return args
-
-    env_id = given.env_id if given.env_id in TASKS else re.sub(r"-v\d+$", "", given.env_id or Args.env_id)
+def resolve(flags: list[str]) -> Args:
+    """Dataclass default < task row < preset < flag."""
+    tokens = [part for flag in flags for part in flag.split("=", 1)]
+    given = {name.lstrip("-").replace("_", "-"): value for name, value in pairwise(tokens)}
+    env_id = given.get("env-id", Args.env_id)
+    env_id = env_id[:-3] if env_id[-3:-1] == "-v" else env_id  # with or without D4RL's version
     if env_id not in TASKS:
-        near = difflib.get_close_matches(env_id, TASKS, 3, 0.3)
-        fail(f"there is no task {given.env_id} here; did you mean {', '.join(near) or 'one of ' + ', '.join(TASKS)}?")
-    default = replace(Args(), **TASKS[env_id].row)
-    if given.preset in PRESETS:
-        default = replace(default, preset=given.preset, **PRESETS[given.preset])
-        default = replace(default, **PRESET_ROWS.get(given.preset, {}).get(TASKS[env_id].like, {}))
-    args = tyro.cli(Args, default=default, args=argv)
-    return replace(args, env_id=env_id, action_clip=args.action_clip or args.entropy_estimator == "chain")
+        near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
+        fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
+    task, preset = TASKS[env_id], given.get("preset")
+    row = task.row | PRESETS.get(preset, {}) | PRESET_ROWS.get((preset, task.like), {})
+    args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
+    return replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
 
 
-def load_args(run_dir: Path) -> Args:
-    """Arguments of a saved run of this script."""
-    try:
-        saved = json.loads((run_dir / "run.json").read_text())
-        script, values = saved["script"], saved["args"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"there is no run in {run_dir} ({type(error).__name__} while reading run.json)")
-    if script != Path(__file__).name or values.get("env_id") not in TASKS:
-        fail(f"{run_dir} is a run of {script} on {values.get('env_id')}, which this script cannot continue")
-    if values.keys() != {f.name for f in fields(Args)} or not all(fits(values[f.name], f.type) for f in fields(Args)):
-        fail(f"the arguments in {run_dir}/run.json are not those of this version of {script}")
-    return Args(**values)
-
-
-def fits(value, kind) -> bool:
-    """Whether a JSON value has the type of a field."""
-    options = getattr(kind, "__args__", ())
-    if getattr(kind, "__origin__", None) is Literal:
-        return value in options
-    return (
-        any(fits(value, k) for k in options) if options else type(value) in ((int, float) if kind is float else (kind,))
-    )
-
-
-LIMITS = {  # smallest and largest sensible value
-    **dict.fromkeys(["gradient_steps", "batch_size", "hidden_dim", "num_diffusion_steps", "num_critics"], (1, 10**9)),
-    **dict.fromkeys(["eval_every", "eval_episodes", "eval_envs", "num_candidates", "log_every"], (1, 10**9)),
-    **dict.fromkeys(["actor_lr", "critic_lr", "grad_clip"], (1e-12, 1e9)),
-    **dict.fromkeys(["gamma", "tau", "ema_decay"], (0, 1)),
-    **dict.fromkeys(["eta", "lcb_coef", "ent_coef", "ema_start", "seed"], (0, 10**9)),
-    **dict.fromkeys(["ema_every"], (1, 10**9)),
-    "target_entropy": (-100, math.log(2)),  # above log 2 no policy on [-1, 1] can be
-    "chain_std": (1e-6, 10),
-}
+def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
+    """Checked arguments and the flags behind them; with --resume or --evaluate those of the saved run come first."""
+    asked = tyro.cli(Args, args=flags) if {"--resume", "--evaluate"} & {f.split("=")[0] for f in flags} else Args()
+    free, saved = ["evaluate", "resume", "run_dir", "device", "track", "capture_video"], {}
+    if asked.evaluate or asked.resume:
+        run_dir = Path(asked.evaluate or asked.resume)
+        rescore = ["seed", "eval_episodes", "eval_envs", "num_candidates", "action_selection"]
+        free += rescore if asked.evaluate else ["gradient_steps"]
+        try:
+            run = json.loads((run_dir / "run.json").read_text())
+            flags, saved = [*map(str, run["flags"]), *flags], {"gradient_steps": math.inf, **run["args"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"there is no run in {run_dir}", error)
+        if run.get("script") != Path(__file__).name:
+            fail(f"{run_dir} holds a run of {run.get('script')}, which is for other tasks")
+    args = resolve(flags)
+    for name, value in asdict(args).items() if saved else ():
+        if (name not in free and saved.get(name) != value) or (name == "gradient_steps" and value < saved[name]):
+            fail(f"the run in {run_dir} has {name} = {saved.get(name)}, which cannot become {value} now")
+    check_args(args)
+    return args, flags
 
 
 def check_args(args: Args) -> None:
-    """Say in one sentence what cannot work, before anything is written."""
-    for name, (low, high) in LIMITS.items():
-        value = getattr(args, name)
-        if value not in (None, "auto") and not low <= value <= high:
-            fail(f"--{name.replace('_', '-')} must lie between {low:g} and {high:g}, not {value}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda, but torch sees no CUDA device here")
-    if uses_critic(args) and args.num_critics < 2 and args.pessimism == "lcb":
-        fail("the LCB needs at least two critics (a std over one does not exist): --num-critics 2 or --pessimism min")
-    if args.entropy_estimator == "released" and args.num_diffusion_steps < 3:
-        fail("--entropy-estimator released needs at least three diffusion steps")
-    if args.entropy_estimator == "bridge" and args.num_diffusion_steps < 2:
-        fail("--entropy-estimator bridge needs at least two diffusion steps")
-    if args.ent_coef == "auto" and args.entropy_estimator != "chain":
-        fail("--ent-coef auto needs --entropy-estimator chain, the only estimate that sees the policy's spread")
-    if args.target_entropy is not None and args.ent_coef != "auto":
-        fail("--target-entropy is for --ent-coef auto")
-    sigma_1 = float(MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0])
-    if args.chain_std is not None and args.chain_std > sigma_1:
-        fail(f"--chain-std may be at most sigma_1 = {sigma_1:.4f} with this schedule and number of steps")
+    """Say in one sentence what cannot work, before anything is read or written."""
+    may_be_zero = ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")
+    for name, value in asdict(args).items():
+        high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
+        if type(value) in (int, float) and name != "target_entropy":
+            if not (0 < value <= high or (value == 0 and name in may_be_zero)):
+                fail(f"--{name.replace('_', '-')} cannot be {value}: it lies between 0 and {high}")
+    auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
+    sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
+    for wrong, sentence in (
+        (args.num_diffusion_steps < fewest, f"{args.entropy_estimator} entropy needs {fewest} diffusion steps or more"),
+        (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda, but torch sees no CUDA device here"),
+        (args.uses_critic and args.num_critics < 2 and args.pessimism == "lcb", "an LCB needs --num-critics 2 or more"),
+        (auto and args.entropy_estimator != "chain", "--ent-coef auto needs --entropy-estimator chain"),
+        (args.target_entropy is not None and not auto, "--target-entropy is for --ent-coef auto"),
+        ((args.target_entropy or 0) > math.log(2), "--target-entropy can be at most log 2, that of a uniform action"),
+        ((args.chain_std or 0) > sigma_1, f"--chain-std can be at most sigma_1, here {sigma_1:.4f}"),
+    ):  # fmt: skip
+        if wrong:
+            fail(sentence)
 
 
-# --- end shared ---
-
-
-# --- shared: main ---
-def optimisers(agent: Agent) -> dict[str, torch.optim.Optimizer]:
-    """Those that exist, by name."""
-    every = {"actor": agent.actor_opt, "critic": agent.critic_opt, "alpha": agent.alpha_opt}
-    return {name: optimiser for name, optimiser in every.items() if optimiser}
-
-
-def restore(agent: Agent, state: dict, source: str) -> None:
-    """Put a checkpoint's weights and optimisers into the agent."""
-    try:
-        agent.load_state_dict(state["agent"])
-        for name, optimiser in optimisers(agent).items():
-            optimiser.load_state_dict(state["optimisers"][name])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        fail(f"the checkpoint in {source} does not fit its run.json: {str(error).splitlines()[0]}")
-
-
-def provenance(args: Args, task: Task, info: dict) -> dict:
-    """What one needs to run this again, for run.json."""
-    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-    here = Path(__file__).resolve()
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here.parent, capture_output=True, text=True)
-    return {
-        "script": here.name, "command": " ".join([here.name, *sys.argv[1:]]), "git_commit": git.stdout.strip() or None,
-        "args": asdict(replace(args, resume=None)), "hyper_parameters_of": task.like, "dataset": info,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                    "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
-    }  # fmt: skip
-
-
-def introduce(args: Args, task: Task, info: dict, device: str, run_dir: Path) -> None:
-    """Say what is about to happen."""
-    own = "" if task.like == args.env_id else f" (the authors give no row for it: that of {task.like})"
-    print(f"{args.env_id} in {task.env}{own}, preset {args.preset}, on {device}; run folder {run_dir}")
-    print(
-        f"data {info['id']} [{info['hash']}]: {info['transitions']} transitions, {info['episodes']} episodes, their own "
-        f"{SCORE} {info['score']:.1f}; 0 and 100 are returns of {info['reference'][0]:g} and {info['reference'][1]:g}, "
-        f"from {info['reference_from']}"
-    )
-    if info["actions_clipped"]:
-        print(
-            f"note: {info['actions_clipped']:.2%} of the data's action components lay outside [-1, 1] and were clipped"
-        )
-    hidden = ("env_id", "preset", "run_dir", "resume", "evaluate", "wandb_project_name", "wandb_entity")
-    print("arguments " + " ".join(f"{k}={v}" for k, v in asdict(args).items() if k not in hidden))
-
-
-def check_finite(agent: Agent, step: int, run_dir: Path) -> None:
-    """Stop at the first NaN or infinity, before it gets into a checkpoint."""
-    bad = {name: int(at) for name, at in zip(METRICS, agent.first_bad.tolist()) if at >= 0}
+def check_finite(agent: Agent, step: int, run_dir: Path) -> int:
+    """Stop at a NaN or infinity, before it gets into a checkpoint. Returns the first update with |Q| > q_limit."""
+    *bad, large_q = agent.first_bad.tolist()
+    bad = {name: first for name, first in zip(METRICS, bad) if first >= 0}
     if not bad and not all(bool(p.isfinite().all()) for p in agent.parameters()):
         bad = {"a network weight": step - 1}
     if bad:
-        name = min(bad, key=bad.get)
-        last = max(run_dir.glob("checkpoint_*.pt"), default="none")
-        print(f"error: {name} is not finite from update {bad[name]} on; last good checkpoint: {last}", file=sys.stderr)
-        sys.exit(1)
+        name, last = min(bad, key=bad.get), max(run_dir.glob("checkpoint_*.pt"), default="none")
+        sys.exit(f"error: {name} is not finite from update {bad[name]} on; the last good checkpoint is {last}")
+    return large_q
 
 
-def set_target_entropy(agent: Agent, obs: torch.Tensor, generator: torch.Generator) -> None:
-    """Target of automatic alpha: the entropy of the cloned policy, at most that of a uniform one (ours)."""
-    states = obs[torch.randint(len(obs), (4096,), device=obs.device, generator=generator)]
-    with torch.no_grad():
-        bound = chain_entropy_bound(agent.sde, agent.score, states, agent.chain_std, generator) / agent.score.act_dim
-    agent.target_entropy.copy_(bound.mean().clamp(max=math.log(2)))
-    print(f"target entropy {float(agent.target_entropy):.3f} nats per action dimension")
+def conclude(history: list[dict], args: Args, info: dict, run_dir: Path) -> None:
+    """Print and save a run's three scores. The best of a run alone says little: it picks luck as well."""
+    trained = [h for h in history if not h["warmup"]]
+    settled = (b for a, b in pairwise(trained) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3)  # App. B.8
+    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"]), "offline": next(settled, None)}
+    write(run_dir / "summary.json", json.dumps({**scores, "data": info}, indent=1).encode())
+    print(f"{args.env_id}, seed {args.seed}, {args.eval_episodes} episodes an evaluation, data {info['id']}; {SCORE}:")
+    for name, h in scores.items():
+        note = "" if h else "  (the diffusion loss never settled: the last)"
+        h = h or history[-1]
+        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} (s.e.) at update {h['step']}{note}")
+    print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
 
 
-def train(args: Args) -> None:
-    """The whole run: data and agent, then updates with an evaluation and a checkpoint every `eval_every` of them."""
-    task, run_dir = TASKS[args.env_id], Path(args.resume or args.run_dir or f"runs/{default_name(args)}")
-    state = load_checkpoint(run_dir) if args.resume else None
-    if not state and (run_dir / "run.json").exists():
-        fail(f"there is a run in {run_dir} already; continue it with --resume {run_dir}")
-    if state:
-        torch.set_num_threads(state["threads"])  # how a product rounds depends on it
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+def main(args: Args, flags: list[str]) -> None:
+    """A whole run: data and agent, then updates, with an evaluation and a checkpoint every `eval_every` of them."""
+    default_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.evaluate or args.resume or args.run_dir or f"runs/{default_name}")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    envs = vector_env(task, min(args.eval_envs, args.eval_episodes))
+    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    envs = vector_env(args)
     obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
-    data, info = load_dataset(args, task, obs_dim, act_dim, device)
-
     torch.manual_seed(args.seed)  # for the network weights; all later noise comes from generators of our own
-    agent = Agent(obs_dim, act_dim, args, device)
-    generator = torch.Generator(device).manual_seed(args.seed)
+    agent, generator = Agent(obs_dim, act_dim, args, device), torch.Generator(device).manual_seed(args.seed)
+    if args.evaluate:
+        state = load_checkpoint(run_dir, agent)
+        figures = means(evaluate(agent, envs, args, state["reference"], args.eval_episodes))
+        print(f"{args.env_id} at update {state['at']['step']}, {args.eval_episodes} episodes, score: {SCORE}")
+        print(", ".join(f"{k} {v:.6g}" for k, v in figures.items()))
+        if args.capture_video:
+            evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
+        return
+
+    if not args.resume and (run_dir / "run.json").exists():
+        fail(f"there is a run in {run_dir} already; --resume {run_dir} continues it")
+    data, info = load_dataset(args, obs_dim, act_dim, device)
+    agent.q_limit.fill_(float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9))  # no return can be larger
     if args.normalize_obs:
         agent.obs_mean.copy_(data.obs.mean(0))
         agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
-    data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
-    q_limit = float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9)  # no return of these rewards is larger
-    # Automatic alpha without a given target first clones the data (no Q, no entropy term), then reads its target off that.
-    warmup_steps = args.gradient_steps // 20 if args.ent_coef == "auto" and args.target_entropy is None else 0
-    step, logged, evaluated, seconds, history = 0, 0, 0, 0.0, []
-
-    if state:
+    # Automatic alpha without a target first clones the data (no Q, no entropy term), then reads its target off that.
+    warmup = args.gradient_steps // 20 if args.ent_coef == "auto" and args.target_entropy is None else 0
+    at = {"step": 0, "logged": 0, "evaluated": 0, "seconds": 0.0, "warmup": warmup, "history": []}
+    state = {"at": at, "device": device, "generator": generator.get_state(), "files": {}, "dataset_hash": info["hash"]}
+    if args.resume:
+        state = load_checkpoint(run_dir, agent)
         if state["dataset_hash"] != info["hash"]:
             fail(f"the run in {run_dir} was made on other data ({state['dataset_hash']}, not {info['hash']})")
-        restore(agent, state, str(run_dir))
-        step, logged, evaluated = state["step"], state["logged"], state["evaluated"]
-        seconds, history, warmup_steps = state["seconds"], state["history"], state["warmup_steps"]
-        if state["device"] == device:
-            generator.set_state(state["generator"])
-        else:  # a CPU generator's state means nothing to a GPU's
-            generator.manual_seed(args.seed + 10**6 * step)
-    held = lock(run_dir)  # noqa: F841, held until the process ends
-    for name, size in (state["files"] if state else {}).items():
+    at, earlier, start = state["at"], state["at"]["seconds"], time.time()
+    if state["device"] == device:
+        generator.set_state(state["generator"])
+    else:  # a CPU generator's state means nothing to a GPU's
+        generator.manual_seed(args.seed + 10**6 * at["step"])
+    data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
+
+    if args.track:
+        import wandb
+
+        try:
+            names = dict(project=args.wandb_project_name, entity=args.wandb_entity, id=run_dir.name)
+            wandb.init(**names, resume="allow", config=asdict(args))
+        except wandb.Error as error:
+            fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        held = open(run_dir / "lock", "w")  # until the process ends, however it ends
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        busy = isinstance(error, BlockingIOError)
+        fail(f"another run is writing to {run_dir}" if busy else f"cannot write to the run folder {run_dir}", error)
+    for name, size in state["files"].items():
         os.truncate(run_dir / name, size)  # rows written after this checkpoint will be written again
-    (run_dir / "run.json").write_text(json.dumps(provenance(args, task, info), indent=1))
-    track = start_tracking(args, run_dir) if args.track else None
-    introduce(args, task, info, device, run_dir)
+    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    write(run_dir / "run.json", json.dumps({
+        "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
+        "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info, "python": sys.version.split()[0],
+        "versions": {p: importlib.metadata.version(p) for p in packages}, "system": " ".join(os.uname()[:3:2]),
+        "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+    }, indent=1).encode())  # fmt: skip
+    print(*(f"{name}={value}" for name, value in asdict(args).items()))
+    print(f"{args.env_id} on {device}, hyper-parameters of {TASKS[args.env_id].like}, run folder {run_dir}, data:")
+    print(*(f"{name}={value}" for name, value in info.items()))
 
     def checkpoint() -> None:
-        check_finite(agent, step, run_dir)
-        files = {f.name: f.stat().st_size for f in run_dir.glob("*.csv")}
-        save_checkpoint(run_dir, step, {
-            "agent": agent.state_dict(), "optimisers": {k: o.state_dict() for k, o in optimisers(agent).items()},
-            "generator": generator.get_state(), "device": device, "threads": torch.get_num_threads(), "step": step,
-            "logged": logged, "evaluated": evaluated, "history": history, "warmup_steps": warmup_steps, "files": files,
-            "seconds": seconds + time.time() - start, "reference": info["reference"], "dataset_hash": info["hash"],
-        })  # fmt: skip
+        check_finite(agent, at["step"], run_dir)
+        at["seconds"], buffer = earlier + time.time() - start, io.BytesIO()
+        torch.save({
+            "agent": agent.state_dict(), "optimisers": {k: o.state_dict() for k, o in agent.optimisers.items()},
+            "generator": generator.get_state(), "device": device, "threads": torch.get_num_threads(), "at": at,
+            "files": {f.name: f.stat().st_size for f in run_dir.glob("*.csv")}, "dataset_hash": info["hash"],
+            "reference": info["reference"],
+        }, buffer)  # fmt: skip
+        content = buffer.getvalue()
+        write(run_dir / f"checkpoint_{at['step']:010d}.pt", content + hashlib.sha256(content).digest())
+        for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
+            old.unlink()
 
-    stop = []  # filled by Ctrl-C or SIGTERM; the second one kills
-    for number in (signal.SIGINT, signal.SIGTERM):
+    stop, mark = [], time.time()  # mark: when the updates of this row of metrics.csv began
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first one saves and stops, a second one kills
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
-    start = mark = time.time()
-    bar = tqdm(total=args.gradient_steps, initial=step, disable=not sys.stderr.isatty(), unit="update")
-    if step == 0:
+    bar = tqdm(total=args.gradient_steps, initial=at["step"], disable=None, unit="update")  # on a terminal only
+    if not args.resume:
         checkpoint()
     while not stop:
-        if step > evaluated and (step % args.eval_every == 0 or step == args.gradient_steps):
+        step = at["step"]
+        if step > at["evaluated"] and (step % args.eval_every == 0 or step == args.gradient_steps):
             pause = time.time()
             results = evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop)
-            if results is None:
+            if not results:
                 break
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})
-            figures = {name: float(column(results, name).mean()) for name in ("score", "return", "length")}
-            loss = float(agent.diffusion_sum) / (step - evaluated)
-            history.append({"step": step, **figures, "diffusion_loss": loss, "warmup": evaluated < warmup_steps})
+            loss, young = float(agent.diffusion_sum) / (step - at["evaluated"]), at["evaluated"] < at["warmup"]
+            at["history"].append({"step": step, **means(results), "diffusion_loss": loss, "warmup": young})
+            at["evaluated"] = step
             agent.diffusion_sum.zero_()
-            evaluated = step
             checkpoint()
-            tqdm.write(f"update {step}: {describe(results)}")
-            if track:
-                track.log({f"eval/{name}": value for name, value in figures.items()}, step=step)
+            tqdm.write(f"update {step}: {', '.join(f'{k} {v:.1f}' for k, v in means(results).items())}")
+            if args.track:
+                wandb.log({f"eval/{k}": v for k, v in means(results).items()}, step=step)
             mark += time.time() - pause
         if step >= args.gradient_steps:
             break
 
-        if warmup_steps and step == warmup_steps:
-            set_target_entropy(agent, data.obs, generator)
+        if at["warmup"] and step == at["warmup"]:  # at most log 2: no action in the box is more random than uniform
+            states = data.obs[torch.randint(len(data.obs), (4096,), device=device, generator=generator)]
+            with torch.no_grad():
+                bound = chain_entropy_bound(agent.sde, agent.score, states, agent.chain_std, generator) / act_dim
+            agent.target_entropy.copy_(bound.mean().clamp(max=math.log(2)))
         if args.lr_decay:
-            decay = 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
-            agent.actor_opt.param_groups[0]["lr"] = args.actor_lr * decay
-            if agent.critic_opt:
-                agent.critic_opt.param_groups[0]["lr"] = args.critic_lr * decay
+            for name, rate in {"actor": args.actor_lr, "critic": args.critic_lr}.items():
+                for group in agent.optimisers[name].param_groups if name in agent.optimisers else ():
+                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
         batch, noise = draw_batch(data, args, generator)
-        metrics = update(agent, batch, noise, args, step, warmup=step < warmup_steps)
-        remember(agent, metrics, step, q_limit)
-        step += 1
+        update(agent, batch, noise, args, step, warmup=step < at["warmup"])
+        at["step"] = step = step + 1
         bar.update()
 
-        if step % args.log_every == 0 or step == args.gradient_steps:  # the only place that reads the device
-            check_finite(agent, step, run_dir)
-            speed = (step - logged) / (time.time() - mark)
-            means = dict(zip(METRICS, (agent.metric_sum / (step - logged)).tolist()))
-            large = int(agent.first_large_q)
-            if logged <= large:
-                tqdm.write(
-                    f"warning: |Q| exceeds max |r| / (1 - gamma) = {q_limit:.4g} since update {large}: diverging?"
-                )
-            row = {"step": step, **means, "charts/actor_lr": agent.actor_opt.param_groups[0]["lr"]}
-            append_row(
-                run_dir / "metrics.csv", {**row, "charts/sps": speed, "charts/seconds": seconds + time.time() - start}
-            )
+        if step % args.log_every == 0 or step == args.gradient_steps:  # the only lines that read from the device
+            large_q, count = check_finite(agent, step, run_dir), step - at["logged"]
+            if large_q >= at["logged"]:
+                tqdm.write(f"warning: |Q| > max |r| / (1 - gamma) = {agent.q_limit:.4g} from update {large_q} on")
+            row = {"step": step, **dict(zip(METRICS, (agent.metric_sum / count).tolist()))}
+            row |= {"charts/actor_lr": agent.optimisers["actor"].param_groups[0]["lr"]}
+            row |= {"charts/sps": count / (time.time() - mark), "charts/seconds": earlier + time.time() - start}
+            append_row(run_dir / "metrics.csv", row)
             agent.metric_sum.zero_()
-            logged, mark = step, time.time()
-            latest = f"{history[-1]['score']:.1f}" if history else "-"
-            line = (
-                f"critic {means['losses/critic']:.3g} diffusion {means['losses/diffusion']:.3g} Q {means['q/mean']:.3g}"
-                f"+-{means['q/std']:.2g} entropy {means['policy/entropy']:.3g} alpha {means['policy/alpha']:.2g}"
-                f" score {latest}"
-            )
-            bar.set_postfix_str(line)
-            if bar.disable:
-                left = (args.gradient_steps - step) / speed
-                print(f"{step}/{args.gradient_steps} {line} {speed:.0f}/s, {left / 60:.1f} min left", flush=True)
-            if track:
-                track.log(row, step=step)
+            at["logged"], mark = step, time.time()
+            shown = "losses/critic losses/diffusion q/mean q/std policy/entropy policy/alpha charts/sps".split()
+            latest = f"  score {at['history'][-1]['score']:.1f}" if at["history"] else ""
+            tqdm.write(f"{step:>8}" + "".join(f"  {name.split('/')[-1]} {row[name]:.3g}" for name in shown) + latest)
+            if args.track:
+                wandb.log(row, step=step)
     bar.close()
     if stop:
         checkpoint()
-        print(f"stopped at update {step}; continue with: python {Path(__file__).name} --resume {run_dir}")
+        print(f"stopped at update {at['step']}; to continue: python {Path(__file__).name} --resume {run_dir}")
         sys.exit(128 + stop[0])
     if args.capture_video:
-        film(agent, task, args, info["reference"], run_dir)
-    conclude(history, args, info, run_dir)
+        evaluate(agent, vector_env(args, run_dir / "videos"), args, info["reference"], 3)
+    conclude(at["history"], args, info, run_dir)
 
 
-def default_name(args: Args) -> str:
-    """Folder of a run that was given none."""
-    return f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+# --- end shared ---
 
 
-def conclude(history: list[dict], args: Args, info: dict, run_dir: Path) -> None:
-    """Print and save the three scores of a run. A best-of-run alone says little: it picks luck as well."""
-    chosen = selections(history)
-    (run_dir / "summary.json").write_text(json.dumps({**chosen, "data_score": info["score"]}, indent=1))
-    print(f"{SCORE} of {args.env_id}, seed {args.seed}, {len(history)} evaluations of {args.eval_episodes} episodes")
-    print(f"  last     {chosen['last']['score']:6.1f}  update {chosen['last']['step']}")
-    print(
-        f"  best     {chosen['best']['score']:6.1f}  update {chosen['best']['step']}, chosen by looking at the scores"
-    )
-    how = "its diffusion loss never settled: the last" if "never" in chosen["offline"] else "the diffusion loss settled"
-    print(f"  offline  {chosen['offline']['score']:6.1f}  update {chosen['offline']['step']}, {how} (App. B.8)")
-    print(f"  data     {info['score']:6.1f}  mean of the dataset's episodes")
-
-
-def start_tracking(args: Args, run_dir: Path):
-    """A Weights & Biases run; with WANDB_MODE=offline it needs no account."""
-    import wandb
-
-    return wandb.init(
-        project=args.wandb_project_name, entity=args.wandb_entity, name=run_dir.name, id=run_dir.name, resume="allow",
-        dir=run_dir, config=asdict(args),
-    )  # fmt: skip
-
-
-def evaluate_saved(args: Args) -> None:
-    """Score the newest checkpoint of a run again."""
-    task, run_dir = TASKS[args.env_id], Path(args.evaluate)
-    state = load_checkpoint(run_dir)
-    torch.set_num_threads(state["threads"])
-    envs = vector_env(task, min(args.eval_envs, args.eval_episodes))
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    agent = Agent(envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args, device)
-    restore(agent, state, str(run_dir))
-    results = evaluate(agent, envs, args, state["reference"], args.eval_episodes, [])
-    print(f"{args.env_id}, update {state['step']}: {describe(results)}")
-    if args.capture_video:
-        film(agent, task, args, state["reference"], run_dir)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line."""
-    args = parse_args(argv)
-    check_args(args)
-    evaluate_saved(args) if args.evaluate else train(args)
+def compare(args: Args) -> None:
+    """Put stored figures of cloning, of EDQ and of the data beside those of this run of the embedded task."""
+    record = Path(__file__).resolve().parent / "results" / "records" / "pointmaze-umaze-embedded.json"
+    for name, text in json.loads(record.read_text())["summary"].items():
+        print(f"  {name}: {text}")
 
 
 if __name__ == "__main__":
-    main()
-# --- end shared ---
+    args, flags = parse_args(sys.argv[1:])
+    main(args, flags)
+    if args.env_id == "pointmaze-umaze-embedded":
+        compare(args)
