@@ -184,15 +184,12 @@ class Args:
 # arguments, Minari id(s) or folder, D4RL's returns of a random and an expert policy (used if the metadata has none),
 # whose hyper-parameters it has (the authors' row for this task, else the nearest one), and those.
 Task = namedtuple("Task", "env env_kwargs dataset reference like row")
-PRESETS = {  # what a preset changes in every task; in single ones: PRESET_ROWS
-    "edq": {},
-    "edq-paper": {},
-    "diffusion-ql": dict(
-        num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm", diffusion_loss="noise",
-        entropy_estimator="none", action_clip=True,
-    ),
-    "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1),
-}  # fmt: skip
+# What a preset changes in every task; in single ones: PRESET_ROWS.
+PRESETS = {"edq": {}, "edq-paper": {}, "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1)}
+PRESETS["diffusion-ql"] = dict(
+    num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm", diffusion_loss="noise",
+    entropy_estimator="none", action_clip=True,
+)  # fmt: skip
 # --- end shared ---
 HAND = dict(  # the authors' rows of pen-human and pen-cloned are the same ...
     gradient_steps=1_000_000, actor_lr=3e-5, eta=0.1, grad_clip=8.0, max_q_backup=False, reward="standardize",
@@ -372,16 +369,13 @@ def sample_actions(
     score: nn.Module, sde: MeanRevertingSDE, obs: Tensor, sampler: str = "posterior", action_clip: bool = True,
     generator: torch.Generator | None = None, noise: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """One action per observation, by running the diffusion back from N(0, I); obs `[..., S]` -> `[..., A]` in [-1, 1].
-
-    `noise` `[T, ..., A]` replaces the generator's draws: its first row is a_T, the others are spent one a step.
-    """
-    if noise is None:
+    """One action per observation, running the diffusion back from N(0, I); obs `[..., S]` -> `[..., A]` in [-1, 1]."""
+    if noise is None:  # [T, ..., A]: first a_T, then one row a step
         noise = torch.randn(sde.num_steps, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
     a_t = noise[0]
     for t in reversed(range(sde.num_steps)):
         eps = score(a_t, t, obs)
-        z = noise[sde.num_steps - t] if t > 0 else torch.zeros_like(a_t)
+        z = noise[-t]  # of no effect in the last step, t = 0
         if sampler == "sde":
             a_t = sde.reverse_sde_step(a_t, t, eps, z)
         elif sampler == "ode":
@@ -424,9 +418,8 @@ def chain_entropy_bound(
 
     H >= E[log f(a^1..a^T | a^0) - log q(a^0..a^T)] with q our reverse chain (10) and f the SDE's own transitions (2),
     an idea of maximum-entropy diffusion RL (Celik et al. 2025, DIME). It has a gradient in the policy's spread.
-    `noise` `[T + 1, B, A]` replaces the generator's draws.
     """
-    if noise is None:
+    if noise is None:  # [T + 1, B, A]
         noise = torch.randn(sde.num_steps + 1, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
     a_t = noise[0]
     bound = 0.5 * (math.log(2 * math.pi) + a_t**2)  # -log N(a_T; 0, I)
@@ -470,7 +463,7 @@ class Agent(nn.Module):
             nn.init.constant_(self.alpha[2].bias, math.log(math.expm1(0.01)))  # it starts at 0.01 in every state
         self.register_buffer("target_entropy", torch.tensor(args.target_entropy or 0.0))  # nats per action dimension
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
-        self.register_buffer("obs_std", torch.ones(obs_dim))
+        self.register_buffer("obs_std", torch.ones(obs_dim))  # for --normalize-obs
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last row of metrics.csv
         self.register_buffer("diffusion_sum", torch.zeros(()))  # since the last evaluation
         self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
@@ -596,10 +589,8 @@ def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int
 # === Plumbing: acting and evaluation, data, checkpoints, command line, main ===========================================
 @torch.no_grad()
 def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tensor:
-    """Best of K, which the paper does not mention: draw K candidates a state, keep one with probability softmax(LCB).
-
-    obs `[R, S]`, noise `[T, R, K, A]`, u `[R]` uniform in [0, 1) -> `[R, A]`. Online policy, target critics.
-    """
+    """Best of K (not in the paper): of K candidates a state keep one, with probability softmax(LCB of the targets)."""
+    # obs [R, S], noise [T, R, K, A], u [R] uniform in [0, 1) -> [R, A]
     R, K = noise.shape[1:3]
     obs = ((obs - agent.obs_mean) / agent.obs_std).unsqueeze(1).expand(R, K, -1)
     candidates = sample_actions(agent.score, agent.sde, obs, args.sampler, args.action_clip, noise=noise)  # [R, K, A]
@@ -617,14 +608,14 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
     num_envs = args.eval_episodes if args.eval_episodes <= args.eval_envs else max(10, args.eval_envs // 10 * 10)
 
-    def make(i: int) -> gym.Env:
+    def make(name: str) -> gym.Env:
         env = make_env(TASKS[args.env_id], "rgb_array" if film else None)
         if film:
-            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=f"{i}", disable_logger=True)
+            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=name, disable_logger=True)
         box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(env.observation_space.sample()).shape, np.float32)
         return gym.wrappers.TransformObservation(env, flatten_obs, box)
 
-    return gym.vector.SyncVectorEnv([partial(make, i) for i in range(min(num_envs, 3) if film else num_envs)])
+    return gym.vector.SyncVectorEnv([partial(make, str(i)) for i in range(min(num_envs, 3) if film else num_envs)])
 
 
 def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
@@ -660,9 +651,10 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
 def means(results: list[dict]) -> dict[str, float]:
     """Each figure's mean over the episodes that have it (some never reach a goal), and the score's standard error."""
     table = {k: np.array([r[k] for r in results], np.float64) for k in results[0] if k not in ("episode", "seed")}
-    error = table["score"].std(ddof=1) / math.sqrt(len(results)) if len(results) > 1 else 0.0
-    have = {k: v[np.isfinite(v)] for k, v in table.items()}
-    return {**{k: float(v.mean()) if len(v) else math.nan for k, v in have.items()}, "standard_error": float(error)}
+    out = {k: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else math.nan for k, v in table.items()}
+    return out | {
+        "standard_error": float(table["score"].std(ddof=1) / len(results) ** 0.5) if len(results) > 1 else 0.0
+    }
 
 
 def fail(sentence: str, error: Exception | None = None):
@@ -672,53 +664,44 @@ def fail(sentence: str, error: Exception | None = None):
     sys.exit(2)
 
 
-def read_episodes(dataset_id: str) -> tuple[dict, list[tuple[np.ndarray, ...]]]:
-    """Metadata and, per episode, obs `[N + 1, S]` and N actions, rewards, terminations; downloads what is not here."""
-    path = Path(dataset_id) if (Path(dataset_id) / "data").is_dir() else get_dataset_path(dataset_id)
-    if not (path / "data").is_dir():
-        try:
-            minari.download_dataset(dataset_id)
-        except Exception as error:  # whatever the network, the hub or the id does wrong
-            advice = f"'minari download {dataset_id}' where there is a network, or --dataset-id FOLDER for a local one"
-            fail(f"dataset {dataset_id} is not on this machine and cannot be downloaded; try {advice}", error)
-    try:
-        metadata, episodes = json.loads((path / "data" / "metadata.json").read_text()), []
-        # The files may be a stranger's. Had they not stated their spaces Minari would make an environment of them, and
-        # that runs their code; nothing else in the metadata is ever acted on.
-        if metadata["data_format"] != "hdf5" or not {"observation_space", "action_space"} <= metadata.keys():
-            raise ValueError("not an HDF5 dataset that states its spaces")
-        for e in minari.MinariDataset(str(path / "data")):
-            arrays = flatten_obs(e.observations), *(np.asarray(x) for x in (e.actions, e.rewards, e.terminations))
-            if [x.ndim for x in arrays] != [2, 2, 1, 1] or {len(x) for x in arrays[1:]} != {len(arrays[0]) - 1}:
-                raise ValueError(f"episode {e.id} does not hold N actions and N + 1 observations")
-            episodes.append(arrays)
-        if sum(len(e[1]) for e in episodes) != metadata["total_steps"]:
-            raise ValueError("the number of steps is not what its metadata says")
-    except Exception as error:  # h5py, JSON and Minari fail in many ways on a broken file
-        fail(f"dataset {dataset_id} is damaged or incomplete", error)
-    if not sum(len(e[1]) for e in episodes):
-        fail(f"dataset {dataset_id} is empty")
-    return metadata, episodes
-
-
 def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[Transitions, dict]:
-    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them.
-
-    N actions give N transitions: none crosses an episode's end, and a time limit (truncation) is not a terminal.
-    """
+    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them."""
     task, parts, results, reference = TASKS[args.env_id], [], [], None
     ids = args.dataset_id or task.dataset or fail(f"Minari has no {args.env_id}: name a dataset with --dataset-id")
     for dataset_id in ids.split(","):
-        metadata, episodes = read_episodes(dataset_id)
-        check_metadata(*(json.loads(metadata.get(k) or "{}") for k in ("env_spec", "eval_env_spec")), task)
-        if reference is None and None not in (ends := (metadata.get("ref_min_score"), metadata.get("ref_max_score"))):
-            reference = ends
-        for obs, action, reward, termination in episodes:
-            if (got := (obs.shape[1], action.shape[1])) != (obs_dim, act_dim):
-                fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {(obs_dim, act_dim)}")
-            end = termination | (reward > 0) if SUCCESS_ENDS else termination
-            parts.append((obs[:-1], action, reward, obs[1:], end))
-            results.append(episode_result(reward, reference or task.reference))
+        path = Path(dataset_id) if (Path(dataset_id) / "data").is_dir() else get_dataset_path(dataset_id)
+        try:
+            if not (path / "data").is_dir():
+                minari.download_dataset(dataset_id)
+        except Exception as error:  # whatever the network, the hub or the id does wrong
+            advice = f"'minari download {dataset_id}' where there is a network, or --dataset-id FOLDER for a local one"
+            fail(f"dataset {dataset_id} is not on this machine and cannot be downloaded; try {advice}", error)
+        try:
+            metadata, count = json.loads((path / "data" / "metadata.json").read_text()), len(parts)
+            # The files may be a stranger's. Had they not stated their spaces Minari would make an environment of them,
+            # and that runs their code; nothing else in the metadata is ever acted on.
+            if metadata["data_format"] != "hdf5" or not {"observation_space", "action_space"} <= metadata.keys():
+                raise ValueError("not an HDF5 dataset that states its spaces")
+            if reference is None and metadata.get("ref_max_score") is not None:
+                reference = (float(metadata["ref_min_score"]), float(metadata["ref_max_score"]))
+            for e in minari.MinariDataset(str(path / "data")):
+                obs, action, reward = flatten_obs(e.observations), np.asarray(e.actions), np.asarray(e.rewards)
+                if (obs.ndim, action.ndim) != (2, 2) or len(obs) != len(action) + 1 or len(action) != len(reward):
+                    raise ValueError(f"episode {e.id} does not hold N actions and N + 1 observations")
+                # N transitions: none crosses the episode's end, and a time limit (truncation) does not end the future.
+                end = e.terminations | (reward > 0) if SUCCESS_ENDS else e.terminations
+                parts.append((obs[:-1], action, reward, obs[1:], end))
+                results.append(episode_result(reward, reference or task.reference))
+            if sum(len(part[1]) for part in parts[count:]) != metadata["total_steps"]:
+                raise ValueError("the number of steps is not what its metadata says")
+            specs = [json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec")]
+        except Exception as error:  # h5py, JSON and Minari fail in many ways on a broken file
+            fail(f"dataset {dataset_id} is damaged or incomplete", error)
+        if not sum(len(part[1]) for part in parts[count:]):
+            fail(f"dataset {dataset_id} is empty")
+        if (got := (parts[-1][0].shape[1], parts[-1][1].shape[1])) != (obs_dim, act_dim):
+            fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {(obs_dim, act_dim)}")
+        check_metadata(*specs, task)
     obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
     if not all(np.isfinite(x).all() for x in flat):
         fail(f"dataset {ids} has NaN or infinite numbers in it")
@@ -761,18 +744,17 @@ def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
     """Put the newest whole checkpoint into the agent; `weights_only` keeps torch from running code a file may carry."""
     for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
         content = path.read_bytes()
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:  # torch itself loads many a changed byte in silence
-            print(f"warning: {path} is damaged, taking the one before", file=sys.stderr)
-            continue
-        try:
-            state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-            agent.load_state_dict(state["agent"])
-            for name, optimiser in agent.optimisers.items():
-                optimiser.load_state_dict(state["optimisers"][name])
-        except Exception as error:
-            fail(f"{path} is no checkpoint of this run", error)
-        torch.set_num_threads(state["threads"])  # how a product rounds depends on it
-        return state
+        if hashlib.sha256(content[:-32]).digest() == content[-32:]:  # torch itself loads many a changed byte in silence
+            try:
+                state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
+                agent.load_state_dict(state["agent"])
+                for name, optimiser in agent.optimisers.items():
+                    optimiser.load_state_dict(state["optimisers"][name])
+                torch.set_num_threads(state["threads"])  # how a product rounds depends on it
+                return state
+            except Exception as error:
+                fail(f"{path} is no checkpoint of this run", error)
+        print(f"warning: {path} is damaged, taking the one before", file=sys.stderr)
     fail(f"there is no whole checkpoint in {run_dir}")
 
 
@@ -794,34 +776,32 @@ def resolve(flags: list[str]) -> Args:
 def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
     """Checked arguments and the flags behind them; with --resume or --evaluate those of the saved run come first."""
     asked = tyro.cli(Args, args=flags) if {"--resume", "--evaluate"} & {f.split("=")[0] for f in flags} else Args()
-    free, saved = ["evaluate", "resume", "run_dir", "device", "track", "capture_video"], {}
-    if asked.evaluate or asked.resume:
-        run_dir = Path(asked.evaluate or asked.resume)
-        rescore = ["seed", "eval_episodes", "eval_envs", "num_candidates", "action_selection"]
-        free += rescore if asked.evaluate else ["gradient_steps"]
+    run_dir, saved = asked.evaluate or asked.resume, {}
+    free = ["evaluate", "resume", "run_dir", "device", "track", "capture_video"]
+    free += ["seed", "eval_episodes", "eval_envs", "num_candidates", "action_selection"] if asked.evaluate else []
+    if run_dir:
         try:
-            run = json.loads((run_dir / "run.json").read_text())
-            flags, saved = [*map(str, run["flags"]), *flags], {"gradient_steps": math.inf, **run["args"]}
+            run = json.loads(Path(run_dir, "run.json").read_text())
+            flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"there is no run in {run_dir}", error)
         if run.get("script") != Path(__file__).name:
             fail(f"{run_dir} holds a run of {run.get('script')}, which is for other tasks")
     args = resolve(flags)
-    for name, value in asdict(args).items() if saved else ():
-        if (name not in free and saved.get(name) != value) or (name == "gradient_steps" and value < saved[name]):
+    for name, value in asdict(args).items() if run_dir else ():
+        longer = name == "gradient_steps" and asked.resume and value > saved.get(name, value)
+        if name not in free and not longer and saved.get(name) != value:
             fail(f"the run in {run_dir} has {name} = {saved.get(name)}, which cannot become {value} now")
-    check_args(args)
-    return args, flags
 
-
-def check_args(args: Args) -> None:
-    """Say in one sentence what cannot work, before anything is read or written."""
-    may_be_zero = ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")
     for name, value in asdict(args).items():
+        zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero
         high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
-        if type(value) in (int, float) and name != "target_entropy":
-            if not (0 < value <= high or (value == 0 and name in may_be_zero)):
-                fail(f"--{name.replace('_', '-')} cannot be {value}: it lies between 0 and {high}")
+        if (
+            type(value) in (int, float)
+            and name != "target_entropy"
+            and not (0 < value <= high or (value == 0 and zero))
+        ):
+            fail(f"--{name.replace('_', '-')} cannot be {value}: it lies between 0 and {high}")
     auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
     sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
     for wrong, sentence in (
@@ -835,38 +815,25 @@ def check_args(args: Args) -> None:
     ):  # fmt: skip
         if wrong:
             fail(sentence)
+    return args, flags
 
 
 def check_finite(agent: Agent, step: int, run_dir: Path) -> int:
     """Stop at a NaN or infinity, before it gets into a checkpoint. Returns the first update with |Q| > q_limit."""
-    *bad, large_q = agent.first_bad.tolist()
-    bad = {name: first for name, first in zip(METRICS, bad) if first >= 0}
-    if not bad and not all(bool(p.isfinite().all()) for p in agent.parameters()):
-        bad = {"a network weight": step - 1}
+    *firsts, large_q = agent.first_bad.tolist()
+    bad = [(first, name) for name, first in zip(METRICS, firsts) if first >= 0]
+    if not all(bool(weight.isfinite().all()) for weight in agent.parameters()):
+        bad.append((step - 1, "a network weight"))
     if bad:
-        name, last = min(bad, key=bad.get), max(run_dir.glob("checkpoint_*.pt"), default="none")
-        sys.exit(f"error: {name} is not finite from update {bad[name]} on; the last good checkpoint is {last}")
+        last = max(run_dir.glob("checkpoint_*.pt"), default="none")
+        sys.exit(f"error: {min(bad)[1]} is not finite from update {min(bad)[0]} on; last good checkpoint: {last}")
     return large_q
-
-
-def conclude(history: list[dict], args: Args, info: dict, run_dir: Path) -> None:
-    """Print and save a run's three scores. The best of a run alone says little: it picks luck as well."""
-    trained = [h for h in history if not h["warmup"]]
-    settled = (b for a, b in pairwise(trained) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3)  # App. B.8
-    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"]), "offline": next(settled, None)}
-    write(run_dir / "summary.json", json.dumps({**scores, "data": info}, indent=1).encode())
-    print(f"{args.env_id}, seed {args.seed}, {args.eval_episodes} episodes an evaluation, data {info['id']}; {SCORE}:")
-    for name, h in scores.items():
-        note = "" if h else "  (the diffusion loss never settled: the last)"
-        h = h or history[-1]
-        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} (s.e.) at update {h['step']}{note}")
-    print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
 
 
 def main(args: Args, flags: list[str]) -> None:
     """A whole run: data and agent, then updates, with an evaluation and a checkpoint every `eval_every` of them."""
-    default_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.evaluate or args.resume or args.run_dir or f"runs/{default_name}")
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.evaluate or args.resume or args.run_dir or f"runs/{run_name}")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     envs = vector_env(args)
@@ -876,8 +843,7 @@ def main(args: Args, flags: list[str]) -> None:
     if args.evaluate:
         state = load_checkpoint(run_dir, agent)
         figures = means(evaluate(agent, envs, args, state["reference"], args.eval_episodes))
-        print(f"{args.env_id} at update {state['at']['step']}, {args.eval_episodes} episodes, score: {SCORE}")
-        print(", ".join(f"{k} {v:.6g}" for k, v in figures.items()))
+        print(f"update {state['at']['step']}:", *(f"{k} {v:.6g}" for k, v in figures.items()), f"(score: {SCORE})")
         if args.capture_video:
             evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
         return
@@ -891,17 +857,17 @@ def main(args: Args, flags: list[str]) -> None:
         agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
     # Automatic alpha without a target first clones the data (no Q, no entropy term), then reads its target off that.
     warmup = args.gradient_steps // 20 if args.ent_coef == "auto" and args.target_entropy is None else 0
-    at = {"step": 0, "logged": 0, "evaluated": 0, "seconds": 0.0, "warmup": warmup, "history": []}
-    state = {"at": at, "device": device, "generator": generator.get_state(), "files": {}, "dataset_hash": info["hash"]}
+    at = {"step": 0, "logged": 0, "evaluated": 0, "seconds": 0.0, "warmup": warmup, "history": [], "files": {}}
     if args.resume:
         state = load_checkpoint(run_dir, agent)
+        at = state["at"]
         if state["dataset_hash"] != info["hash"]:
             fail(f"the run in {run_dir} was made on other data ({state['dataset_hash']}, not {info['hash']})")
-    at, earlier, start = state["at"], state["at"]["seconds"], time.time()
-    if state["device"] == device:
-        generator.set_state(state["generator"])
-    else:  # a CPU generator's state means nothing to a GPU's
-        generator.manual_seed(args.seed + 10**6 * at["step"])
+        if state["device"] == device:
+            generator.set_state(state["generator"])
+        else:  # a CPU generator's state means nothing to a GPU's
+            generator.manual_seed(args.seed + 10**6 * at["step"])
+    earlier, start = at["seconds"], time.time()
     data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
 
     if args.track:
@@ -919,7 +885,7 @@ def main(args: Args, flags: list[str]) -> None:
     except OSError as error:
         busy = isinstance(error, BlockingIOError)
         fail(f"another run is writing to {run_dir}" if busy else f"cannot write to the run folder {run_dir}", error)
-    for name, size in state["files"].items():
+    for name, size in at["files"].items():
         os.truncate(run_dir / name, size)  # rows written after this checkpoint will be written again
     packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -936,11 +902,11 @@ def main(args: Args, flags: list[str]) -> None:
     def checkpoint() -> None:
         check_finite(agent, at["step"], run_dir)
         at["seconds"], buffer = earlier + time.time() - start, io.BytesIO()
+        at["files"] = {file.name: file.stat().st_size for file in run_dir.glob("*.csv")}
         torch.save({
             "agent": agent.state_dict(), "optimisers": {k: o.state_dict() for k, o in agent.optimisers.items()},
             "generator": generator.get_state(), "device": device, "threads": torch.get_num_threads(), "at": at,
-            "files": {f.name: f.stat().st_size for f in run_dir.glob("*.csv")}, "dataset_hash": info["hash"],
-            "reference": info["reference"],
+            "dataset_hash": info["hash"], "reference": info["reference"],
         }, buffer)  # fmt: skip
         content = buffer.getvalue()
         write(run_dir / f"checkpoint_{at['step']:010d}.pt", content + hashlib.sha256(content).digest())
@@ -962,14 +928,15 @@ def main(args: Args, flags: list[str]) -> None:
                 break
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})
-            loss, young = float(agent.diffusion_sum) / (step - at["evaluated"]), at["evaluated"] < at["warmup"]
-            at["history"].append({"step": step, **means(results), "diffusion_loss": loss, "warmup": young})
+            figures, loss = means(results), float(agent.diffusion_sum) / (step - at["evaluated"])
+            cloning = at["evaluated"] < at["warmup"]
+            at["history"].append({"step": step, **figures, "diffusion_loss": loss, "warmup": cloning})
             at["evaluated"] = step
             agent.diffusion_sum.zero_()
             checkpoint()
-            tqdm.write(f"update {step}: {', '.join(f'{k} {v:.1f}' for k, v in means(results).items())}")
+            tqdm.write(f"update {step}: {', '.join(f'{name} {value:.1f}' for name, value in figures.items())}")
             if args.track:
-                wandb.log({f"eval/{k}": v for k, v in means(results).items()}, step=step)
+                wandb.log({f"eval/{name}": value for name, value in figures.items()}, step=step)
             mark += time.time() - pause
         if step >= args.gradient_steps:
             break
@@ -980,9 +947,9 @@ def main(args: Args, flags: list[str]) -> None:
                 bound = chain_entropy_bound(agent.sde, agent.score, states, agent.chain_std, generator) / act_dim
             agent.target_entropy.copy_(bound.mean().clamp(max=math.log(2)))
         if args.lr_decay:
-            for name, rate in {"actor": args.actor_lr, "critic": args.critic_lr}.items():
-                for group in agent.optimisers[name].param_groups if name in agent.optimisers else ():
-                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
+            for name, rate in zip(agent.optimisers, (args.actor_lr, args.critic_lr)):
+                rate *= 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
+                agent.optimisers[name].param_groups[0]["lr"] = rate
         batch, noise = draw_batch(data, args, generator)
         update(agent, batch, noise, args, step, warmup=step < at["warmup"])
         at["step"] = step = step + 1
@@ -993,7 +960,7 @@ def main(args: Args, flags: list[str]) -> None:
             if large_q >= at["logged"]:
                 tqdm.write(f"warning: |Q| > max |r| / (1 - gamma) = {agent.q_limit:.4g} from update {large_q} on")
             row = {"step": step, **dict(zip(METRICS, (agent.metric_sum / count).tolist()))}
-            row |= {"charts/actor_lr": agent.optimisers["actor"].param_groups[0]["lr"]}
+            row["charts/actor_lr"] = agent.optimisers["actor"].param_groups[0]["lr"]
             row |= {"charts/sps": count / (time.time() - mark), "charts/seconds": earlier + time.time() - start}
             append_row(run_dir / "metrics.csv", row)
             agent.metric_sum.zero_()
@@ -1010,7 +977,17 @@ def main(args: Args, flags: list[str]) -> None:
         sys.exit(128 + stop[0])
     if args.capture_video:
         evaluate(agent, vector_env(args, run_dir / "videos"), args, info["reference"], 3)
-    conclude(at["history"], args, info, run_dir)
+    history, trained = at["history"], [h for h in at["history"] if not h["warmup"]]
+    settled = (b for a, b in pairwise(trained) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3)  # App. B.8
+    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"]), "offline": next(settled, None)}
+    write(run_dir / "summary.json", json.dumps({**scores, "data": info}, indent=1).encode())
+    print(f"{args.env_id}, seed {args.seed}, {args.eval_episodes} episodes an evaluation, data {info['id']}; {SCORE}:")
+    for name, h in scores.items():  # the best of a run alone says little: it picks luck as well
+        note, h = ("", h) if h else ("  (the diffusion loss never settled: the last)", history[-1])
+        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} (s.e.) at update {h['step']}{note}")
+    print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
+    if (stored := Path(__file__).resolve().parent / "results" / "records" / f"{args.env_id}.txt").exists():
+        print(stored.read_text(), end="")
 
 
 # --- end shared ---
