@@ -898,8 +898,8 @@ def main(args: Args, flags: list[str]) -> None:
     except OSError as error:
         busy = isinstance(error, BlockingIOError)
         fail(f"another run is writing to {run_dir}" if busy else f"cannot write to the run folder {run_dir}", error)
-    for name, size in at["files"].items():
-        os.truncate(run_dir / name, size)  # rows written after this checkpoint will be written again
+    for file in run_dir.glob("*.csv"):
+        os.truncate(file, at["files"].get(file.name, 0))  # rows after this checkpoint will be written again
     packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     write(run_dir / "run.json", json.dumps({

@@ -73,7 +73,7 @@ def write_dataset(folder: Path, episodes: list[dict], env_spec: dict | None = No
         "action_space": serialize_space(gym.spaces.Box(-1, 1, (act_dim,), np.float32)),
         "dataset_id": "test/set-v0",
         "minari_version": "0.5.4",
-        "env_spec": json.dumps(env_spec or {}) if env_spec else gym.spec("Hopper-v5").to_json(),
+        "env_spec": json.dumps(json.loads(gym.spec("Hopper-v5").to_json()) | (env_spec or {})),
     }
     (data / "metadata.json").write_text(json.dumps(text | metadata))
     with h5py.File(data / "main_data.hdf5", "w") as file:

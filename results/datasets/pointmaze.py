@@ -41,10 +41,12 @@ class Args:
     """number of transitions, rounded up to whole episodes"""
     episode_length: int = 300
     """steps in an episode; it goes on after an arrival"""
-    goal_share: float = 0.1
+    goal_share: float = 0.3
     """share of episodes whose walker heads for the goal; in the others it wanders"""
-    turn_rate: float = 0.03
+    turn_rate: float = 0.08
     """chance, at every step, that a wandering walker changes its mind and heads for another cell"""
+    jitter: float = 0.15
+    """largest distance, in each direction, of a waypoint from the middle of its cell (a cell is 1 wide)"""
     action_noise: float = 0.5
     """std of the normal noise added to every action component"""
     seed: int = 0
@@ -83,15 +85,16 @@ def record(args: Args) -> tuple[list[dict], gym.Env]:
         to_goal = rng.random() < args.goal_share
         obs, info = env.reset(seed=int(rng.integers(2**31)))
         observations, actions, rewards, success, path = [obs], [], [], [info["success"]], []
+        offset = np.zeros(2)
         for _ in range(args.episode_length):
             here = tuple(int(x) for x in maze.cell_xy_to_rowcol(obs["achieved_goal"]))
             if not path or (not to_goal and rng.random() < args.turn_rate):
                 path = path_to(walls, here, (1, 1) if to_goal else free[rng.integers(len(free))])
-            target = maze.cell_rowcol_to_xy(np.array(path[0]))
+            target = maze.cell_rowcol_to_xy(np.array(path[0])) + offset
             if to_goal and len(path) == 1 and path[0] == (1, 1):
                 target = obs["desired_goal"]
             elif np.linalg.norm(target - obs["achieved_goal"]) < 0.5:
-                path = path[1:]
+                path, offset = path[1:], rng.uniform(-args.jitter, args.jitter, 2)
             push = 10 * (target - obs["achieved_goal"]) - obs["observation"][2:]
             action = np.clip(push + args.action_noise * rng.normal(size=2), -1, 1).astype(np.float32)
             obs, reward, _, truncated, info = env.step(action)
