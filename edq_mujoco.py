@@ -47,7 +47,6 @@ import sys
 import time
 from collections import namedtuple
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -72,8 +71,7 @@ class Args:
     # --- shared: arguments ---
     preset: Literal["edq", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"
     """edq: the authors' code; edq-paper: the paper's Section 4.1; the others: baselines (table PRESETS)"""
-    # Experiment
-    exp_name: str = "edq"
+    exp_name: str = "edq"  # --- experiment ---
     """a name for this kind of run; part of the run folder's name"""
     seed: int = 0
     """seed of network weights, batches, noise and evaluation episodes"""
@@ -95,15 +93,13 @@ class Args:
     """run folder to continue; may be joined by --gradient-steps (longer), --device and --track only"""
     evaluate: str | None = None
     """run folder whose newest checkpoint is scored again, without training"""
-    # Task
-    dataset_id: str | None = None
+    dataset_id: str | None = None  # --- task ---
     """Minari id or folder, several joined by commas; by default the task's own"""
     reward: Literal["raw", "antmaze", "standardize"] = "raw"
     """reward the critic sees: as is, 4 (r - 0.5), or (r - mean) / std over the data"""
     normalize_obs: bool = False
     """standardise observations by the data's mean and std (the paper does not)"""
-    # Optimisation
-    gradient_steps: int = 2_000_000
+    gradient_steps: int = 2_000_000  # --- optimisation ---
     """number of updates"""
     batch_size: int = 256
     """B, transitions per update"""
@@ -123,8 +119,7 @@ class Args:
     """decay of the averaged actor"""
     hidden_dim: int = 256
     """width of all hidden layers"""
-    # Diffusion
-    num_diffusion_steps: int = 5
+    num_diffusion_steps: int = 5  # --- diffusion ---
     """T, steps of the mean-reverting SDE"""
     schedule: Literal["cosine", "linear", "constant", "vp", "ddpm"] = "cosine"
     """how theta_t grows with t; ddpm is Diffusion-QL's, not rescaled to e^(-theta_bar_T) = 0.001"""
@@ -136,8 +131,7 @@ class Args:
     """reverse process: the paper's posterior (Prop. 3.1), Euler on the reverse SDE (3), or its probability-flow ODE"""
     policy_action: Literal["one_step", "chain"] = "one_step"
     """action in the actor's Q term: the one-step a_0 of Eq. 8 (released), or a sample of the whole chain"""
-    # Ensemble and entropy
-    num_critics: int = 64
+    num_critics: int = 64  # --- ensemble and entropy ---
     """M, Q-networks"""
     pessimism: Literal["lcb", "min"] = "lcb"
     """value the actor climbs and candidates are ranked by: the LCB of Eq. 17, or the minimum"""
@@ -157,8 +151,7 @@ class Args:
     """weight of the Q term against the diffusion loss"""
     max_q_backup: bool = False
     """target from the best of ten next actions, member by member"""
-    # Evaluation and logging
-    eval_every: int = 50_000
+    eval_every: int = 50_000  # --- evaluation and logging ---
     """updates between two evaluations; a checkpoint is written after each"""
     eval_episodes: int = 100
     """episodes of one evaluation"""
@@ -171,15 +164,10 @@ class Args:
     log_every: int = 1000
     """updates between two rows of metrics.csv"""
 
-    @property
-    def uses_critic(self) -> bool:
-        """Whether Q enters anything: the actor's loss, or the ranking of candidates."""
-        return self.eta > 0 or self.num_candidates > 1
 
-
-# What a task is, our own settings all (nothing of it is taken from a dataset's file): registered Gymnasium id, keyword
-# arguments, Minari id(s) or folder, D4RL's returns of a random and an expert policy (used if the metadata has none),
-# whose hyper-parameters it has (the authors' row for this task, else the nearest one), and those.
+# A task, by our own settings (never a dataset file's): registered Gymnasium id, keyword arguments, Minari id(s) or
+# folder, D4RL's returns of a random and an expert policy (if the metadata has none), whose hyper-parameters (the
+# authors' row for this task, else the nearest one), and those.
 Task = namedtuple("Task", "env env_kwargs dataset reference like row")
 # What a preset changes in every task; in single ones: PRESET_ROWS.
 PRESETS = {"edq": {}, "edq-paper": {}, "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1)}
@@ -260,18 +248,17 @@ class ScoreMLP(nn.Module):
         self.act_dim = act_dim
         self.register_buffer("freqs", 10000 ** (-torch.arange(8) / 7), persistent=False)
         self.time_in, self.time_out = nn.Linear(16, 32), nn.Linear(32, 16)
-        sizes = [act_dim + 16 + obs_dim, hidden_dim, hidden_dim, hidden_dim]
+        sizes = [act_dim + 16 + obs_dim, hidden_dim, hidden_dim, hidden_dim, act_dim]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
-        self.head = nn.Linear(hidden_dim, act_dim)
 
     def forward(self, a_t: Tensor, t: int | Tensor, obs: Tensor) -> Tensor:
         """a_t `[..., A]`, t an index (int or `[...]`), obs `[..., S]` -> `[..., A]`."""
         angle = t * self.freqs if isinstance(t, int) else t.unsqueeze(-1) * self.freqs
         emb = self.time_out(mish(self.time_in(torch.cat([angle.sin(), angle.cos()], -1))))
         x = torch.cat([a_t, emb.expand(*a_t.shape[:-1], 16), obs], -1)
-        for layer in self.layers:
-            x = mish(layer(x))
-        return self.head(x)
+        for i, layer in enumerate(self.layers):
+            x = layer(mish(x) if i > 0 else x)
+        return x
 
 
 class QEnsemble(nn.Module):
@@ -297,11 +284,10 @@ class QEnsemble(nn.Module):
 
 
 class MeanRevertingSDE:
-    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): pulls every action to N(0, I), all its conditionals known Gaussians.
+    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): draws every action to N(0, I); all conditionals are known Gaussians."""
 
-    Tensors of length T: `theta_dt` (theta'_t), `theta_bar` (its running sum), `sigma` (std of a_t given a_0), and
-    `w_t`, `w_0`, `posterior_var` of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or `[B]`.
-    """
+    # Tensors of length T: theta_dt (theta'_t), theta_bar (its running sum), sigma (std of a_t given a_0), and w_t, w_0,
+    # posterior_var of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or [B]; everything else [B, A].
 
     def __init__(self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"):
         T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)  # t: the paper's
@@ -437,15 +423,15 @@ class Agent(nn.Module):
         self.chain_std = args.chain_std or min(0.2, float(self.sde.sigma[0]))
         self.score = ScoreMLP(obs_dim, act_dim, args.hidden_dim)
         self.score_ema = copy.deepcopy(self.score).requires_grad_(False)
-        self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim) if args.uses_critic else None
-        self.target_q = copy.deepcopy(self.q).requires_grad_(False) if args.uses_critic else None
-        self.alpha = None
+        self.q = self.target_q = self.alpha = None
+        if args.eta > 0 or args.num_candidates > 1:  # Q is in the actor's loss, or it ranks the candidates
+            self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim)
+            self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         if args.ent_coef == "auto":  # alpha(s), App. B.3
-            self.alpha = nn.Sequential(
-                nn.Linear(obs_dim, 32), nn.Mish(), nn.Linear(32, 1), nn.Softplus(), nn.Flatten(0)
-            )
-            nn.init.zeros_(self.alpha[2].weight)
-            nn.init.constant_(self.alpha[2].bias, math.log(math.expm1(0.01)))  # it starts at 0.01 in every state
+            hidden, head = nn.Linear(obs_dim, 32), nn.Linear(32, 1)
+            self.alpha = nn.Sequential(hidden, nn.Mish(), head, nn.Softplus(), nn.Flatten(0))
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, math.log(math.expm1(0.01)))  # it starts at 0.01 in every state
         self.register_buffer("target_entropy", torch.tensor(args.target_entropy or 0.0))  # nats per action dimension
         self.register_buffer("obs_mean", torch.zeros(obs_dim))
         self.register_buffer("obs_std", torch.ones(obs_dim))  # for --normalize-obs
@@ -454,9 +440,8 @@ class Agent(nn.Module):
         self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
         self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
         self.to(device)
-        nets = {"actor": (self.score, args.actor_lr), "critic": (self.q, args.critic_lr), "alpha": (self.alpha, 3e-4)}
-        nets = {name: (net.parameters(), lr) for name, (net, lr) in nets.items() if net}
-        self.optimisers = {name: torch.optim.Adam(weights, lr, fused=True) for name, (weights, lr) in nets.items()}
+        nets = dict(actor=(self.score, args.actor_lr), critic=(self.q, args.critic_lr), alpha=(self.alpha, 3e-4))
+        self.optimisers = {k: torch.optim.Adam(n.parameters(), lr, fused=True) for k, (n, lr) in nets.items() if n}
 
 
 # obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (never at a time limit)
@@ -493,20 +478,18 @@ def diffusion_loss(sde: MeanRevertingSDE, a_t: Tensor, a0: Tensor, t: Tensor, ep
     optimal = sde.posterior_mean(a_t, a0, t)  # a_{t-1} on the best path to the data action (App. A.3)
     if kind == "likelihood":
         return F.mse_loss(sde.posterior_mean(a_t, sde.predict_a0(a_t, t, eps_hat), t), optimal)
-    # Released: the Euler step of (3) against the exact path. With coarse steps the two differ even for the true noise
-    # (by 1.6 at t = 5), so this loss pulls the network away from it. The authors' locomotion rows use it.
+    # Released: an Euler step of (3) against the exact path, which differ even for the true noise (by 1.6 at t = 5).
     return F.mse_loss(sde.reverse_sde_step(a_t, t, eps_hat, torch.zeros_like(a_t)), optimal)
 
 
 def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, warmup: bool) -> dict[str, Tensor]:
     """The actor's loss (15) and its parts: stay near the data, climb the LCB, keep entropy."""
-    sde, obs, out = agent.sde, batch.obs, {}
+    sde, obs = agent.sde, batch.obs
     a_t = sde.perturb(batch.action, noise.t, noise.eps)
     eps_hat = agent.score(a_t, noise.t, obs)
     a0_hat = sde.predict_a0(a_t, noise.t, eps_hat)
     loss = diffusion_loss(sde, a_t, batch.action, noise.t, noise.eps, eps_hat, args.diffusion_loss)
-    out["losses/diffusion"] = loss
-
+    out = {"losses/diffusion": loss}
     if args.eta > 0:
         action = a0_hat.clamp(-1, 1)
         if args.policy_action == "chain":
@@ -516,7 +499,6 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
         out["losses/q"] = -value.mean() / q.abs().mean().detach()  # so that eta means the same at any scale of Q
         out |= {"q/mean": q.mean(), "q/std": q.std(0, correction=min(1, len(q) - 1)).mean()}
         loss = loss + (0.0 if warmup else args.eta) * out["losses/q"]
-
     if args.entropy_estimator in ("released", "bridge"):
         entropy = entropy_estimate(sde, a0_hat, noise.aT, args.entropy_estimator)  # [B]
         out["losses/entropy"] = -args.ent_coef * entropy.mean() / entropy.abs().mean().detach()
@@ -550,18 +532,15 @@ def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int
         q = agent.q(batch.obs, batch.action)  # [M, B]
         out |= {"losses/critic": F.mse_loss(q, target), "q/max_abs": q.abs().max(), "q/target": target.mean()}
         minimise(out["losses/critic"], agent.q, agent.optimisers["critic"], args.grad_clip)
-
     out |= actor_losses(agent, batch, noise, args, warmup)
     minimise(out["losses/actor"], agent.score, agent.optimisers["actor"], args.grad_clip)
     if agent.alpha and not warmup:
         minimise(out["alpha_loss"], agent.alpha, agent.optimisers["alpha"], math.inf)
-
     with torch.no_grad():
         if step >= 1000 and step % 5 == 0:  # until then the averaged actor keeps its initial weights, as released
-            mean, new = list(agent.score_ema.parameters()), list(agent.score.parameters())
-            torch._foreach_lerp_(mean, new, 1 - args.ema_decay)
+            torch._foreach_lerp_([*agent.score_ema.parameters()], [*agent.score.parameters()], 1 - args.ema_decay)
         if agent.q:
-            torch._foreach_lerp_(list(agent.target_q.parameters()), list(agent.q.parameters()), args.tau)
+            torch._foreach_lerp_([*agent.target_q.parameters()], [*agent.q.parameters()], args.tau)
         zero = torch.zeros((), device=batch.obs.device)
         metrics = torch.stack([out.get(name, zero).detach() for name in METRICS])
         agent.metric_sum += metrics
@@ -575,8 +554,7 @@ def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int
 @torch.no_grad()
 def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tensor:
     """Best of K (not in the paper): of K candidates a state keep one, with probability softmax(LCB of the targets)."""
-    # obs [R, S], noise [T, R, K, A], u [R] uniform in [0, 1) -> [R, A]
-    R, K = noise.shape[1:3]
+    R, K = noise.shape[1:3]  # obs [R, S], noise [T, R, K, A], u [R] uniform in [0, 1) -> [R, A]
     obs = ((obs - agent.obs_mean) / agent.obs_std).unsqueeze(1).expand(R, K, -1)
     candidates = sample_actions(agent.score, agent.sde, obs, args.sampler, args.action_clip, noise=noise)  # [R, K, A]
     if K == 1:
@@ -593,20 +571,20 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
     num_envs = args.eval_episodes if args.eval_episodes <= args.eval_envs else max(10, args.eval_envs // 10 * 10)
 
-    def make(name: str) -> gym.Env:
+    def make(i: int) -> gym.Env:
         env = make_env(TASKS[args.env_id], "rgb_array" if film else None)
         if film:
-            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=name, disable_logger=True)
+            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=f"{i}", disable_logger=True)
         box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(env.observation_space.sample()).shape, np.float32)
         return gym.wrappers.TransformObservation(env, flatten_obs, box)
 
-    return gym.vector.SyncVectorEnv([partial(make, str(i)) for i in range(min(num_envs, 3) if film else num_envs)])
+    return gym.vector.SyncVectorEnv([lambda i=i: make(i) for i in range(min(num_envs, 3) if film else num_envs)])
 
 
 def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
     """Results of `episodes` episodes, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
-    # Each has a seed and a noise generator of its own and a fixed row in an actor batch of ten (products of another
-    # size round otherwise): its result does not depend on how many run at once.
+    # Each has its own seed, noise generator and row in an actor batch of ten (other sizes round otherwise), so that its
+    # result does not depend on how many run at once.
     shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
     results, n, rows = [], envs.num_envs, -(-envs.num_envs // 10) * 10
     for first in range(0, episodes, n):
@@ -637,9 +615,8 @@ def means(results: list[dict]) -> dict[str, float]:
     """Each figure's mean over the episodes that have it (some never reach a goal), and the score's standard error."""
     table = {k: np.array([r[k] for r in results], np.float64) for k in results[0] if k not in ("episode", "seed")}
     out = {k: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else math.nan for k, v in table.items()}
-    return out | {
-        "standard_error": float(table["score"].std(ddof=1) / len(results) ** 0.5) if len(results) > 1 else 0.0
-    }
+    error = float(table["score"].std(ddof=1)) / len(results) ** 0.5 if len(results) > 1 else 0.0
+    return {**out, "standard_error": error}
 
 
 def fail(sentence: str, error: Exception | None = None):
@@ -743,28 +720,10 @@ def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
     fail(f"there is no whole checkpoint in {run_dir}")
 
 
-def resolve(flags: list[str]) -> Args:
-    """Dataclass default < task row < preset < flag."""
-    tokens = [part for flag in flags for part in flag.split("=", 1)]
-    given = {name.lstrip("-").replace("_", "-"): value for name, value in pairwise(tokens)}
-    env_id = given.get("env-id", Args.env_id)
-    env_id = env_id[:-3] if env_id[-3:-1] == "-v" else env_id  # with or without D4RL's version
-    if env_id not in TASKS:
-        near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
-        fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
-    task, preset = TASKS[env_id], given.get("preset")
-    row = task.row | PRESETS.get(preset, {}) | PRESET_ROWS.get((preset, task.like), {})
-    args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
-    return replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
-
-
 def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
-    """Checked arguments and the flags behind them; with --resume or --evaluate those of the saved run come first."""
-    asked = tyro.cli(Args, args=flags) if {"--resume", "--evaluate"} & {f.split("=")[0] for f in flags} else Args()
-    run_dir, saved = asked.evaluate or asked.resume, {}
-    free = ["evaluate", "resume", "run_dir", "device", "track", "capture_video"]
-    free += ["seed", "eval_episodes", "eval_envs", "num_candidates", "action_selection"] if asked.evaluate else []
-    if run_dir:
+    """Dataclass default < task row < preset < flag; with --resume or --evaluate the saved run's flags go first."""
+    asked, saved = tyro.cli(Args, args=flags), {}
+    if run_dir := asked.evaluate or asked.resume:
         try:
             run = json.loads(Path(run_dir, "run.json").read_text())
             flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
@@ -772,30 +731,37 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
             fail(f"there is no run in {run_dir}", error)
         if run.get("script") != Path(__file__).name:
             fail(f"{run_dir} holds a run of {run.get('script')}, which is for other tasks")
-    args = resolve(flags)
-    for name, value in asdict(args).items() if run_dir else ():
-        longer = name == "gradient_steps" and asked.resume and value > saved.get(name, value)
-        if name not in free and not longer and saved.get(name) != value:
-            fail(f"the run in {run_dir} has {name} = {saved.get(name)}, which cannot become {value} now")
+    asked = tyro.cli(Args, args=flags)
+    env_id = asked.env_id[:-3] if asked.env_id[-3:-1] == "-v" else asked.env_id  # with or without D4RL's version
+    if env_id not in TASKS:
+        near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
+        fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
+    task = TASKS[env_id]
+    row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
+    args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
+    args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
+    free = "evaluate resume run_dir device track capture_video ".split()
+    free += "seed eval_episodes eval_envs num_candidates action_selection".split() if asked.evaluate else []
+    for name in saved.keys() - set(free):
+        new, longer = getattr(args, name, None), name == "gradient_steps" and not asked.evaluate
+        if new != saved[name] and not (longer and new > saved[name]):
+            fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
 
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero
         high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
-        if (
-            type(value) in (int, float)
-            and name != "target_entropy"
-            and not (0 < value <= high or (value == 0 and zero))
-        ):
+        number = type(value) in (int, float) and name != "target_entropy"
+        if number and not (0 < value <= high or (value == 0 and zero)):
             fail(f"--{name.replace('_', '-')} cannot be {value}: it lies between 0 and {high}")
     auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
     sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
     for wrong, sentence in (
         (args.num_diffusion_steps < fewest, f"{args.entropy_estimator} entropy needs {fewest} diffusion steps or more"),
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda, but torch sees no CUDA device here"),
-        (args.uses_critic and args.num_critics < 2 and args.pessimism == "lcb", "an LCB needs --num-critics 2 or more"),
+        (args.num_critics < 2 and args.pessimism == "lcb", "an LCB is a matter of at least --num-critics 2"),
         (auto and args.entropy_estimator != "chain", "--ent-coef auto needs --entropy-estimator chain"),
         (args.target_entropy is not None and not auto, "--target-entropy is for --ent-coef auto"),
-        ((args.target_entropy or 0) > math.log(2), "--target-entropy can be at most log 2, that of a uniform action"),
+        ((args.target_entropy or 0) > math.log(2), "--target-entropy is at most log 2, that of a uniform action"),
         ((args.chain_std or 0) > sigma_1, f"--chain-std can be at most sigma_1, here {sigma_1:.4f}"),
     ):  # fmt: skip
         if wrong:
@@ -807,8 +773,7 @@ def check_finite(agent: Agent, step: int, run_dir: Path) -> int:
     """Stop at a NaN or infinity, before it gets into a checkpoint. Returns the first update with |Q| > q_limit."""
     *firsts, large_q = agent.first_bad.tolist()
     bad = [(first, name) for name, first in zip(METRICS, firsts) if first >= 0]
-    if not all(bool(weight.isfinite().all()) for weight in agent.parameters()):
-        bad.append((step - 1, "a network weight"))
+    bad += [(step - 1, "a network weight") for weight in agent.parameters() if not bool(weight.isfinite().all())]
     if bad:
         last = max(run_dir.glob("checkpoint_*.pt"), default="none")
         sys.exit(f"error: {min(bad)[1]} is not finite from update {min(bad)[0]} on; last good checkpoint: {last}")
@@ -832,7 +797,6 @@ def main(args: Args, flags: list[str]) -> None:
         if args.capture_video:
             evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
         return
-
     if not args.resume and (run_dir / "run.json").exists():
         fail(f"there is a run in {run_dir} already; --resume {run_dir} continues it")
     data, info = load_dataset(args, obs_dim, act_dim, device)
@@ -855,21 +819,21 @@ def main(args: Args, flags: list[str]) -> None:
     earlier, start = at["seconds"], time.time()
     data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
 
-    if args.track:
-        import wandb
-
-        try:
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity, id=run_dir.name)
-            wandb.init(**names, resume="allow", config=asdict(args))
-        except wandb.Error as error:
-            fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
     try:
+        if args.track:
+            import wandb
+
+            wandb_names = dict(project=args.wandb_project_name, entity=args.wandb_entity, id=run_dir.name)
+            wandb.init(**wandb_names, resume="allow", config=asdict(args))
         run_dir.mkdir(parents=True, exist_ok=True)
         held = open(run_dir / "lock", "w")  # until the process ends, however it ends
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another run is writing to {run_dir}")
     except OSError as error:
-        busy = isinstance(error, BlockingIOError)
-        fail(f"another run is writing to {run_dir}" if busy else f"cannot write to the run folder {run_dir}", error)
+        fail(f"cannot write to the run folder {run_dir}", error)
+    except Exception as error:
+        fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
     for file in run_dir.glob("*.csv"):
         os.truncate(file, at["files"].get(file.name, 0))  # rows after this checkpoint will be written again
     packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
@@ -914,8 +878,8 @@ def main(args: Args, flags: list[str]) -> None:
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})
             figures, loss = means(results), float(agent.diffusion_sum) / (step - at["evaluated"])
-            cloning = at["evaluated"] < at["warmup"]
-            at["history"].append({"step": step, **figures, "diffusion_loss": loss, "warmup": cloning})
+            kept = {"diffusion_loss": loss, "warmup": at["evaluated"] < at["warmup"]}
+            at["history"].append({"step": step, **figures, **kept})
             at["evaluated"] = step
             agent.diffusion_sum.zero_()
             checkpoint()
@@ -925,7 +889,6 @@ def main(args: Args, flags: list[str]) -> None:
             mark += time.time() - pause
         if step >= args.gradient_steps:
             break
-
         if at["warmup"] and step == at["warmup"]:  # at most log 2: no action in the box is more random than uniform
             states = data.obs[torch.randint(len(data.obs), (4096,), device=device, generator=generator)]
             with torch.no_grad():
@@ -939,7 +902,6 @@ def main(args: Args, flags: list[str]) -> None:
         update(agent, batch, noise, args, step, warmup=step < at["warmup"])
         at["step"] = step = step + 1
         bar.update()
-
         if step % args.log_every == 0 or step == args.gradient_steps:  # the only lines that read from the device
             large_q, count = check_finite(agent, step, run_dir), step - at["logged"]
             if large_q >= at["logged"]:
@@ -964,19 +926,17 @@ def main(args: Args, flags: list[str]) -> None:
         evaluate(agent, vector_env(args, run_dir / "videos"), args, info["reference"], 3)
     history, trained = at["history"], [h for h in at["history"] if not h["warmup"]]
     settled = (b for a, b in pairwise(trained) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3)  # App. B.8
-    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"]), "offline": next(settled, None)}
+    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"])}  # the best alone picks luck as well
+    scores["offline"] = next(settled, {**history[-1], "note": "  (the diffusion loss never settled: the last)"})
     write(run_dir / "summary.json", json.dumps({**scores, "data": info}, indent=1).encode())
     print(f"{args.env_id}, seed {args.seed}, {args.eval_episodes} episodes an evaluation, data {info['id']}; {SCORE}:")
-    for name, h in scores.items():  # the best of a run alone says little: it picks luck as well
-        note, h = ("", h) if h else ("  (the diffusion loss never settled: the last)", history[-1])
-        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} (s.e.) at update {h['step']}{note}")
+    for name, h in scores.items():
+        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} at update {h['step']}{h.get('note', '')}")
     print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
     if (stored := Path(__file__).resolve().parent / "results" / "records" / f"{args.env_id}.txt").exists():
         print(stored.read_text(), end="")
 
 
-# --- end shared ---
-
-
 if __name__ == "__main__":
     main(*parse_args(sys.argv[1:]))
+# --- end shared ---
