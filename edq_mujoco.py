@@ -18,16 +18,14 @@ One update, on a batch (s, a, r, s') of the data:
     a' ~ policy(s')                                      reverse diffusion, averaged (EMA) weights
     y_m = r + gamma Q'_m(s', a')                         one target for each of the M members
     critic: least squares Q_m(s, a) -> y_m
-    t ~ {1..T}, eps ~ N(0, I)
-    a_t = e^(-theta_bar_t) a + sigma_t eps               noise the data action
+    a_t = e^(-theta_bar_t) a + sigma_t eps               noise the data action, t ~ {1..T}, eps ~ N(0, I)
     a_0 = (a_t - sigma_t eps_net(a_t, t, s)) e^(theta_bar_t)      and predict it back
     LCB = mean_m Q_m(s, a_0) - beta std_m Q_m(s, a_0)
     actor: diffusion loss - eta LCB / |Q| - entropy term
     averages: EMA of the actor, Polyak average of the critics
 
-Paper: Zhang et al., "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline Reinforcement Learning",
-NeurIPS 2024, arXiv 2402.04080; numbers in brackets are its equations, "released" is the authors' code. More: README.md.
-
+Paper: Zhang et al., "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline Reinforcement Learning", NeurIPS
+2024, arXiv 2402.04080; numbers in brackets are its equations, "released" is the authors' code. More: README.md.
     python edq_mujoco.py --env-id hopper-medium-expert --seed 1
     python edq_mujoco.py --evaluate runs/<run folder> --capture-video
 """
@@ -284,11 +282,10 @@ class QEnsemble(nn.Module):
 
 
 class MeanRevertingSDE:
-    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): draws every action to N(0, I); all conditionals are known Gaussians."""
+    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): draws actions to N(0, I); all conditionals are known Gaussians."""
 
     # Tensors of length T: theta_dt (theta'_t), theta_bar (its running sum), sigma (std of a_t given a_0), and w_t, w_0,
     # posterior_var of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or [B]; everything else [B, A].
-
     def __init__(self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"):
         T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)  # t: the paper's
         theta = {
@@ -367,9 +364,9 @@ def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
 def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor, kind: str) -> Tensor:
     """-log p(a_1 | a_T, a_0) by Bayes' rule from three transition densities (13, 14); `[B, A]` -> `[B]`.
 
-    bridge: the equation to the letter. Its value does not depend on the policy and its gradient vanishes.
-    released: what the authors' code computes: arguments of two densities exchanged, the index one step late. In closed
-    form 0.7787 + 0.0628 a_0^2 per dimension (T = 5): it rewards large a_0 and does not see how spread the policy is.
+    bridge: the equation to the letter; a constant, whose gradient in the policy vanishes. released: the authors' code,
+    with arguments of two densities exchanged and the index one step late; in closed form 0.7787 + 0.0628 a_0^2 per
+    dimension (T = 5), so that it rewards large a_0 and does not see how spread the policy is.
     """
     bar = sde.theta_bar
     if kind == "bridge":
@@ -511,8 +508,7 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
             alpha = alpha.detach().clamp(1e-4, 1)
         out["losses/entropy"] = -(0.0 if warmup else 1.0) * (alpha * entropy).mean()
         out |= {"policy/entropy": entropy.mean(), "policy/alpha": alpha.mean()}
-    out["losses/actor"] = loss + out.get("losses/entropy", 0.0)
-    return out
+    return out | {"losses/actor": loss + out.get("losses/entropy", 0.0)}
 
 
 def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, grad_clip: float) -> None:
@@ -656,14 +652,13 @@ def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[T
                 results.append(episode_result(reward, reference or task.reference))
             if sum(len(part[1]) for part in parts[count:]) != metadata["total_steps"]:
                 raise ValueError("the number of steps is not what its metadata says")
-            specs = [json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec")]
+            check_metadata(*(json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec")), task)
         except Exception as error:  # h5py, JSON and Minari fail in many ways on a broken file
             fail(f"dataset {dataset_id} is damaged or incomplete", error)
         if not sum(len(part[1]) for part in parts[count:]):
             fail(f"dataset {dataset_id} is empty")
         if (got := (parts[-1][0].shape[1], parts[-1][1].shape[1])) != (obs_dim, act_dim):
             fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {(obs_dim, act_dim)}")
-        check_metadata(*specs, task)
     obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
     if not all(np.isfinite(x).all() for x in flat):
         fail(f"dataset {ids} has NaN or infinite numbers in it")
@@ -740,7 +735,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
     row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
     args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
     args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
-    free = "evaluate resume run_dir device track capture_video ".split()
+    free = "evaluate resume run_dir device track capture_video".split()
     free += "seed eval_episodes eval_envs num_candidates action_selection".split() if asked.evaluate else []
     for name in saved.keys() - set(free):
         new, longer = getattr(args, name, None), name == "gradient_steps" and not asked.evaluate
@@ -760,8 +755,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda, but torch sees no CUDA device here"),
         (args.num_critics < 2 and args.pessimism == "lcb", "an LCB is a matter of at least --num-critics 2"),
         (auto and args.entropy_estimator != "chain", "--ent-coef auto needs --entropy-estimator chain"),
-        (args.target_entropy is not None and not auto, "--target-entropy is for --ent-coef auto"),
         ((args.target_entropy or 0) > math.log(2), "--target-entropy is at most log 2, that of a uniform action"),
+        (args.target_entropy is not None and not auto, "--target-entropy is for --ent-coef auto"),
         ((args.chain_std or 0) > sigma_1, f"--chain-std can be at most sigma_1, here {sigma_1:.4f}"),
     ):  # fmt: skip
         if wrong:
@@ -812,10 +807,9 @@ def main(args: Args, flags: list[str]) -> None:
         at = state["at"]
         if state["dataset_hash"] != info["hash"]:
             fail(f"the run in {run_dir} was made on other data ({state['dataset_hash']}, not {info['hash']})")
-        if state["device"] == device:
+        generator.manual_seed(args.seed + 10**6 * at["step"])
+        if state["device"] == device:  # a CPU generator's state means nothing to a GPU's
             generator.set_state(state["generator"])
-        else:  # a CPU generator's state means nothing to a GPU's
-            generator.manual_seed(args.seed + 10**6 * at["step"])
     earlier, start = at["seconds"], time.time()
     data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
 
@@ -836,17 +830,15 @@ def main(args: Args, flags: list[str]) -> None:
         fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
     for file in run_dir.glob("*.csv"):
         os.truncate(file, at["files"].get(file.name, 0))  # rows after this checkpoint will be written again
-    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     write(run_dir / "run.json", json.dumps({
         "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
-        "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info, "python": sys.version.split()[0],
-        "versions": {p: importlib.metadata.version(p) for p in packages}, "system": " ".join(os.uname()[:3:2]),
-        "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info, "threads": torch.get_num_threads(),
+        "versions": {p: importlib.metadata.version(p) for p in "torch numpy gymnasium mujoco minari".split()},
+        "system": [sys.version.split()[0], *os.uname()[::2]], "gpu": device == "cuda" and torch.cuda.get_device_name(),
     }, indent=1).encode())  # fmt: skip
-    print(*(f"{name}={value}" for name, value in asdict(args).items()))
-    print(f"{args.env_id} on {device}, hyper-parameters of {TASKS[args.env_id].like}, run folder {run_dir}, data:")
-    print(*(f"{name}={value}" for name, value in info.items()))
+    print(f"{args.env_id} on {device}, hyper-parameters of {TASKS[args.env_id].like}, run folder {run_dir}")
+    print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))
 
     def checkpoint() -> None:
         check_finite(agent, at["step"], run_dir)
@@ -872,8 +864,7 @@ def main(args: Args, flags: list[str]) -> None:
         step = at["step"]
         if step > at["evaluated"] and (step % args.eval_every == 0 or step == args.gradient_steps):
             pause = time.time()
-            results = evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop)
-            if not results:
+            if not (results := evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop)):
                 break
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})

@@ -62,7 +62,7 @@ def test_every_row_resolves_in_every_preset(edq, preset):
         args, _ = edq.parse_args(["--env-id", env_id, "--preset", preset])
         assert args.env_id == env_id and args.preset == preset and task.like in edq.TASKS
         if preset == "diffusion-bc":
-            assert args.eta == 0 and not args.uses_critic and args.num_candidates == 1
+            assert args.eta == 0 and args.num_candidates == 1 and edq.Agent(5, 2, args).q is None
         if preset == "diffusion-ql":
             assert (args.num_critics, args.target, args.pessimism, args.policy_action) == (2, "min", "min", "chain")
             assert args.schedule == "ddpm" and args.action_clip and args.entropy_estimator == "none"
