@@ -924,8 +924,8 @@ def main(args: Args, flags: list[str]) -> None:
     for name, h in scores.items():
         print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} at update {h['step']}{h.get('note', '')}")
     print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
-    if (stored := Path(__file__).resolve().parent / "results" / "records" / f"{args.env_id}.txt").exists():
-        print(stored.read_text(), end="")
+    if (stored := Path(__file__).resolve().parent / "results" / "records" / f"{args.env_id}.csv").exists():
+        print(f"stored runs, from {stored}:\n{stored.read_text()}", end="")
 
 
 if __name__ == "__main__":

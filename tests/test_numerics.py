@@ -92,21 +92,21 @@ def test_ddpm_schedule_is_not_rescaled(edq):
 def test_marginal_and_posterior_against_many_euler_steps(edq):
     """Simulate da = -theta a dt + sqrt(2 theta) dw in tiny steps and compare (2) and (6, 7) with what comes out."""
     sde, g = edq.MeanRevertingSDE(5), torch.Generator().manual_seed(0)
-    a = a0 = torch.full((400_000,), 0.6, dtype=torch.float64)
+    a = a0 = torch.full((150_000,), 0.6)
     paths = []
     for i in range(3):
-        n, dt = 200, float(sde.theta_dt[i]) / 200
+        n, dt = 100, float(sde.theta_dt[i]) / 100
         for _ in range(n):
-            a = a - a * dt + math.sqrt(2 * dt) * torch.randn(a.shape, generator=g, dtype=torch.float64)
+            a = a - a * dt + math.sqrt(2 * dt) * torch.randn(a.shape, generator=g)
         paths.append(a)
     for i, path in enumerate(paths):
         assert float(path.mean()) == pytest.approx(0.6 * math.exp(-float(sde.theta_bar[i])), abs=0.01)
         assert float(path.std()) == pytest.approx(float(sde.sigma[i]), abs=0.01)
     before, after = paths[1], paths[2]  # a_2 given a_3 = 0.5 and a_0, from the simulated pairs
-    near = (after - 0.5).abs() < 0.02
+    near = (after - 0.5).abs() < 0.05
     expected = sde.posterior_mean(torch.tensor([[0.5]]), torch.tensor([[0.6]]), 2).item()
-    assert float(before[near].mean()) == pytest.approx(expected, abs=0.03)
-    assert float(before[near].var()) == pytest.approx(float(sde.posterior_var[2]), abs=0.04)
+    assert float(before[near].mean()) == pytest.approx(expected, abs=0.04)
+    assert float(before[near].var()) == pytest.approx(float(sde.posterior_var[2]), abs=0.05)
     assert len(a0) == len(before)
 
 
@@ -182,7 +182,7 @@ def test_sampler_recovers_two_modes_with_a_trained_network(mujoco):
     torch.manual_seed(0)
     sde, net, obs = mujoco.MeanRevertingSDE(10), mujoco.ScoreMLP(1, 1, 64), torch.zeros(512, 1)
     opt = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(2000):
+    for _ in range(1200):
         a0 = 0.8 * (torch.randint(2, (512, 1)) * 2.0 - 1) + 0.1 * torch.randn(512, 1)
         t, eps = torch.randint(10, (512,)), torch.randn(512, 1)
         loss = ((net(sde.perturb(a0, t, eps), t, obs) - eps) ** 2).mean()
@@ -254,7 +254,7 @@ def test_bridge_entropy_is_bayes_and_blind(edq):
 def test_bridge_entropy_against_a_sampled_histogram(edq):
     """Simulate a_0 -> a_1 -> a_T, keep paths that end near a given a_T, and look up the density at e^(-theta_1) a_0."""
     sde, g = edq.MeanRevertingSDE(2), torch.Generator().manual_seed(0)
-    a0 = torch.full((2_000_000, 1), 0.5)
+    a0 = torch.full((1_000_000, 1), 0.5)
     a1 = sde.perturb(a0, 0, torch.randn(a0.shape, generator=g))
     keep = math.exp(-float(sde.theta_dt[1]))
     aT = keep * a1 + math.sqrt(1 - keep**2) * torch.randn(a0.shape, generator=g)
@@ -262,7 +262,7 @@ def test_bridge_entropy_against_a_sampled_histogram(edq):
     point, half = math.exp(-float(sde.theta_dt[0])) * 0.5, 0.15
     density = float(((chosen - point).abs() < half).float().mean()) / (2 * half)
     got = edq.entropy_estimate(sde, torch.tensor([[0.5]]), torch.tensor([[0.4]]), "bridge")
-    assert float(got) == pytest.approx(-math.log(density), abs=0.03)  # its standard error is 0.01
+    assert float(got) == pytest.approx(-math.log(density), abs=0.04)  # its standard error is 0.015
 
 
 @pytest.mark.parametrize("std, figures", [
@@ -273,7 +273,7 @@ def test_bridge_entropy_against_a_sampled_histogram(edq):
 ])  # fmt: skip
 def test_chain_bound_of_linear_gaussian_chains(edq, std, figures, monkeypatch):
     """Below the exact entropy, moving with it, and equal to the closed form; the clamp of a_0 is lifted for this."""
-    sde, obs = edq.MeanRevertingSDE(5), torch.zeros(200_000, 1)
+    sde, obs = edq.MeanRevertingSDE(5), torch.zeros(100_000, 1)
     monkeypatch.setattr(sde, "predict_a0", lambda a_t, t, eps: Unclamped(type(sde).predict_a0(sde, a_t, t, eps)))
     bounds = []
     for k, (exact, closed) in figures.items():
