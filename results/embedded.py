@@ -40,9 +40,10 @@ def collect(folders: list[Path]) -> tuple[list[dict], list[dict]]:
         with open(folder / "metrics.csv") as file:
             seconds = float(list(csv.DictReader(file))[-1]["charts/seconds"])
         runs.append({
-            "what": args["preset"], "seed": args["seed"], "success": last["score"], "steps_to_goal": last["steps_to_goal"],
-            "best": summary["best"]["score"], "episodes": args["eval_episodes"], "updates": last["step"],
-            "seconds": round(seconds), "threads": run["threads"], "dataset": data["hash"], "torch": run["versions"]["torch"],
+            "what": args["preset"], "seed": args["seed"], "success": last["score"],
+            "steps_to_goal": last["steps_to_goal"], "best": summary["best"]["score"],
+            "episodes": args["eval_episodes"], "updates": last["step"], "seconds": round(seconds),
+            "threads": run["threads"], "dataset": data["hash"], "torch": run["versions"]["torch"],
             "machine": " ".join(run["system"][1:]),
         })  # fmt: skip
         for step in sorted({int(e["step"]) for e in episodes}):

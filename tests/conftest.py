@@ -17,6 +17,7 @@ from minari.serialization import serialize_space
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("edq_mujoco", "edq_antmaze", "edq_adroit")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; this also saves the retries
+os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that tests start, as below
 torch.set_num_threads(1)  # the tests' tensors are small, and a busy machine makes waiting threads very slow
 
 
