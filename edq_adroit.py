@@ -817,7 +817,6 @@ def main(args: Args, flags: list[str]) -> None:
             generator.set_state(state["generator"])
     earlier, start = at["seconds"], time.time()
     data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
-
     try:
         if args.track:
             import wandb
@@ -840,7 +839,8 @@ def main(args: Args, flags: list[str]) -> None:
         "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
         "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info, "threads": torch.get_num_threads(),
         "versions": {p: importlib.metadata.version(p) for p in "torch numpy gymnasium mujoco minari".split()},
-        "system": [sys.version.split()[0], *os.uname()[::2]], "gpu": device == "cuda" and torch.cuda.get_device_name(),
+        "system": [sys.version.split()[0], os.uname().release, torch.backends.cpu.get_cpu_capability()],
+        "gpu": device == "cuda" and torch.cuda.get_device_name(),
     }, indent=1).encode())  # fmt: skip
     print(f"{args.env_id} on {device}, hyper-parameters of {TASKS[args.env_id].like}, run folder {run_dir}")
     print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))

@@ -44,7 +44,7 @@ def collect(folders: list[Path]) -> tuple[list[dict], list[dict]]:
             "steps_to_goal": last["steps_to_goal"], "best": summary["best"]["score"],
             "episodes": args["eval_episodes"], "updates": last["step"], "seconds": round(seconds),
             "threads": run["threads"], "dataset": data["hash"], "torch": run["versions"]["torch"],
-            "machine": " ".join(run["system"][1:]),
+            "system": str(run["system"]).replace(",", ""),
         })  # fmt: skip
         for step in sorted({int(e["step"]) for e in episodes}):
             scores = [float(e["score"]) for e in episodes if int(e["step"]) == step]
@@ -65,7 +65,7 @@ def draw(curves: list[dict], data_score: float) -> None:
         lines = []
         for seed in seeds:
             points = [(c["update"], c["success"]) for c in curves if (c["what"], c["seed"]) == (what, seed)]
-            lines.append(np.array([(0, 0.0), *points]))
+            lines.append(np.array(points))
             ax.plot(*lines[-1].T, color=colour, alpha=0.35, lw=1)
         label = f"{LABELS[what]}, {len(seeds)} seeds"
         ax.plot(lines[0][:, 0], np.mean(lines, 0)[:, 1], color=colour, lw=2.5, marker="o", ms=4, label=label)
@@ -74,7 +74,7 @@ def draw(curves: list[dict], data_score: float) -> None:
         xlabel="updates",
         ylabel="success rate in % (20 episodes)",
         ylim=(-3, 103),
-        title="PointMaze umaze, embedded dataset",
+        title="PointMaze umaze, the dataset in this repository",
     )
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="lower right")

@@ -268,9 +268,9 @@ def test_cuda_run_and_resume(hopper_set, tmp_path, mujoco):
 
 
 def test_edq_beats_cloning_and_chance(tmp_path):
-    """A walker that goes to one of four corners at random and stays: cloning it arrives about every fourth time.
+    """A walker that goes to one of four corners in turn, one of them the goal's, and stays: cloning it cannot choose.
 
-    20 episodes; at least 50 points between EDQ and cloning, where the standard error of a difference is 16 at most.
+    40 episodes; at least 35 points between EDQ and cloning, where the standard error of a difference is 10 at most.
     """
     antmaze = load_script("edq_antmaze")
     task, rng = antmaze.TASKS["pointmaze-open"], np.random.default_rng(0)
@@ -291,8 +291,8 @@ def test_edq_beats_cloning_and_chance(tmp_path):
     cells = kwargs["maze_map"]
     folder = write_dataset(tmp_path / "set", episodes, {"id": task.env, "kwargs": {"maze_map": cells}})
     flags = ["--env-id", "pointmaze-open", "--dataset-id", str(folder), "--hidden-dim", "64", "--num-critics", "4"]
-    flags += ["--gradient-steps", "6000", "--eval-every", "6000", "--eval-episodes", "20", "--log-every", "1000"]
-    flags += ["--gamma", "0.97", "--tau", "0.02", "--batch-size", "128"]  # values have to travel fast in a short run
+    flags += ["--gradient-steps", "6000", "--eval-every", "6000", "--eval-episodes", "40", "--log-every", "1000"]
+    flags += ["--gamma", "0.97", "--tau", "0.02"]  # values have to travel fast in a short run
     scores = {}
     for preset in ("edq", "diffusion-bc"):
         run = tmp_path / preset
@@ -308,5 +308,5 @@ def test_edq_beats_cloning_and_chance(tmp_path):
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             done, arrived = terminated or truncated, arrived or reward > 0
         chance.append(100.0 * arrived)
-    assert scores["edq"] >= 80 and scores["edq"] >= scores["diffusion-bc"] + 50, scores
-    assert scores["edq"] >= np.mean(chance) + 60
+    assert scores["edq"] >= 80 and scores["edq"] >= scores["diffusion-bc"] + 35, scores
+    assert scores["edq"] >= np.mean(chance) + 35
