@@ -717,7 +717,7 @@ def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
 
 def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
     """Dataclass default < task row < preset < flag; with --resume or --evaluate the saved run's flags go first."""
-    asked, saved = tyro.cli(Args, args=flags), {}
+    asked, saved = tyro.cli(Args, args=[f for f in flags if f not in ("-h", "--help")]), {}
     if run_dir := asked.evaluate or asked.resume:
         try:
             run = json.loads(Path(run_dir, "run.json").read_text())
@@ -726,7 +726,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
             fail(f"there is no run in {run_dir}", error)
         if run.get("script") != Path(__file__).name:
             fail(f"{run_dir} holds a run of {run.get('script')}, which is for other tasks")
-    asked = tyro.cli(Args, args=flags)
+    asked = tyro.cli(Args, args=[f for f in flags if f not in ("-h", "--help")])  # help waits for the task's row
     env_id = asked.env_id[:-3] if asked.env_id[-3:-1] == "-v" else asked.env_id  # with or without D4RL's version
     if env_id not in TASKS:
         near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS

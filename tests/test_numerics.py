@@ -379,8 +379,8 @@ def test_likelihood_loss_is_the_weighted_noise_loss(edq):
 def test_released_likelihood_loss_needs_the_clamp(mujoco):
     """One mode at 0.5 of std 0.1 is cloned by every loss, but not by the authors' locomotion row as it stands.
 
-    Their likelihood loss, sampled by the posterior without a clamp of a_0, throws most actions to the edge of the box: the
-    network it asks for predicts a_0 = 320 a_T. The clamp, or Euler steps, for which the loss is made, repair it.
+    Their likelihood loss, sampled by the posterior without a clamp of a_0, throws most actions to the edge of the box:
+    the network it asks for predicts a_0 = 320 a_T. The clamp, or Euler steps, for which the loss is made, repair it.
     """
     sde, obs, edge = mujoco.MeanRevertingSDE(5), torch.zeros(256, 1), {}
     for kind in ("noise", "likelihood", "likelihood_released"):

@@ -115,9 +115,16 @@ def test_paper_preset_changes_only_adroit_and_kitchen(mujoco, antmaze):
             assert module.replace(paper, preset="edq") == plain
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script):
-    out = run_script(script, "--help")
+@pytest.mark.parametrize("script, flags", [
+    ("edq_mujoco", ()), ("edq_adroit", ("--preset", "diffusion-ql")),
+    ("edq_antmaze", ("--env-id", "antmaze-large-play")),
+])  # fmt: skip
+def test_help(script, flags):
+    """Every flag, with the value that the task's row and the preset give it."""
+    out = run_script(script, *flags, "--help", env={"COLUMNS": "200"})
     assert out.returncode == 0
+    clip = {"edq_mujoco": "4.0", "edq_adroit": "7", "edq_antmaze": "4.0"}[script]
+    assert re.search(rf"--grad-clip FLOAT .*default: {clip}", out.stdout)
+    assert ("(default: 1000000)" if script != "edq_mujoco" else "(default: 2000000)") in out.stdout
     for flag in ("--env-id", "--num-critics", "--entropy-estimator", "--resume", "--capture-video"):
         assert flag in out.stdout
