@@ -764,7 +764,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
         number = type(value) in (int, float) and name != "target_entropy"
         if number and not (0 < value <= high or (value == 0 and zero)):
-            fail(f"--{name.replace('_', '-')} cannot be {value}: it lies between 0 and {high}")
+            fail(f"--{name.replace('_', '-')} cannot be {value}: {'at least' if zero else 'above'} 0, at most {high:g}")
     auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
     sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
     for wrong, sentence in (
