@@ -854,7 +854,7 @@ def main(args: Args, flags: list[str]) -> None:
         "system": [sys.version.split()[0], os.uname().release, torch.backends.cpu.get_cpu_capability()],
         "gpu": device == "cuda" and torch.cuda.get_device_name(),
     }, indent=1).encode())  # fmt: skip
-    print(f"{args.env_id} on {device}, hyper-parameters of {TASKS[args.env_id].like}, run folder {run_dir}")
+    print(f"{args.env_id} (--env-id names another) on {device}, the row of {TASKS[args.env_id].like}, in {run_dir}")
     print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))
 
     def checkpoint() -> None:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, hopper_episodes, run_script, write_dataset
+from conftest import hopper_episodes, run_script, write_dataset
 
 HOPPER = ("--env-id", "hopper-medium", "--num-critics", "2", "--hidden-dim", "8", "--batch-size", "4")
 SHORT = ("--gradient-steps", "4", "--eval-episodes", "1", "--num-candidates", "2")
@@ -235,7 +235,3 @@ def test_full_disk_keeps_the_old_checkpoint(mujoco, small_run, tmp_path):
     assert {p.name: p.read_bytes() for p in small_run.glob("*.pt")} == before
     assert not list(small_run.glob("*.tmp"))
     assert run_script("edq_mujoco", *flags).returncode == 0  # and once there is room it goes on
-
-
-def test_embedded_task_says_what_it_is():
-    assert (ROOT / "results" / "datasets" / "pointmaze-umaze-embedded" / "data" / "metadata.json").exists()

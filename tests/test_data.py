@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import box, episode, hopper_episodes, write_dataset
+from conftest import episode, hopper_episodes, write_dataset
 
 
 def load(module, folder, env_id, obs_dim, act_dim, **changes):
@@ -105,11 +105,9 @@ def test_evaluation_spec_is_named_and_not_followed(antmaze, tmp_path, capsys):
 def test_kitchen_observation_is_flat_and_scores_count_tasks(adroit, tmp_path):
     rng = np.random.default_rng(0)
     obs = {"observation": rng.normal(size=(6, 59))}  # float64, as Minari's
-    space = gym.spaces.Dict({"observation": box(59)})
     made = write_dataset(
         tmp_path / "set", [episode(obs, rng.uniform(-1, 1, (5, 9)), np.array([0, 1, 0, 2, 0.0]), "truncation")]
     )
-    assert space["observation"].shape == (59,)
     data, info = load(adroit, made, "kitchen-mixed", 59, 9)
     assert data.obs.shape == (5, 59) and info["mean_score"] == 75
     env = adroit.make_env(adroit.TASKS["kitchen-mixed"])
