@@ -39,13 +39,17 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import timeit
 from collections import namedtuple
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from functools import partial, reduce
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -66,115 +70,70 @@ from tqdm import tqdm
 class Args:
     """Train EDQ, evaluate it in the simulator, or score a saved run. Values shown are those of the chosen task."""
 
-    env_id: str = "pointmaze-umaze-embedded"
-    """task: antmaze-{umaze, umaze-diverse, medium-play, ...}, pointmaze-{umaze, medium, large, open}"""
+    env_id: str = "pointmaze-umaze-embedded"  # antmaze-{umaze, umaze-diverse, medium-play, ...}, pointmaze-{umaze, ...}
     # --- shared: arguments ---
-    preset: Literal["edq", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"
-    """edq: the authors' code; edq-paper: the paper's Section 4.1; the others: baselines (table PRESETS)"""
-    exp_name: str = "edq"  # --- experiment ---
-    """a name for this kind of run; part of the run folder's name"""
-    seed: int = 0
-    """seed of network weights, batches, noise and evaluation episodes"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if there is one"""
-    torch_deterministic: bool = True
-    """let torch choose only deterministic kernels (matters on a GPU)"""
-    track: bool = False
-    """log to Weights & Biases as well"""
-    wandb_project_name: str = "edq"
-    """Weights & Biases project"""
-    wandb_entity: str | None = None
-    """Weights & Biases entity (team)"""
-    capture_video: bool = False
-    """write mp4s of the first three episodes of the last evaluation (or of --evaluate) to RUN_DIR/videos"""
-    run_dir: str | None = None
-    """folder of this run; by default runs/<env_id>__<exp_name>__<seed>__<time>"""
-    resume: str | None = None
-    """run folder to continue; may be joined by --gradient-steps (longer), --device and --track only"""
-    evaluate: str | None = None
-    """run folder whose newest checkpoint is scored again, without training"""
-    dataset_id: str | None = None  # --- task ---
-    """Minari id or folder, several joined by commas; by default the task's own"""
-    reward: Literal["raw", "antmaze", "standardize"] = "raw"
-    """reward the critic sees: as is, 4 (r - 0.5), or (r - mean) / std over the data"""
-    normalize_obs: bool = False
-    """standardise observations by the data's mean and std (the paper does not)"""
-    gradient_steps: int = 2_000_000  # --- optimisation ---
-    """number of updates"""
-    batch_size: int = 256
-    """B, transitions per update"""
-    actor_lr: float = 3e-4
-    """Adam rate of the diffusion policy"""
-    critic_lr: float = 3e-4
-    """Adam rate of the Q-ensemble"""
-    lr_decay: bool = False
-    """cosine decay of both rates to 0 over the run (released ends at 99.9 % of its start: in effect off)"""
-    grad_clip: float = 4.0
-    """largest gradient norm, of the actor and of all critics together"""
-    gamma: float = 0.99
-    """discount factor per step"""
-    tau: float = 0.005
-    """Polyak rate of the target critics, every update"""
-    ema_decay: float = 0.995
-    """decay of the averaged actor"""
-    hidden_dim: int = 256
-    """width of all hidden layers"""
-    num_diffusion_steps: int = 5  # --- diffusion ---
-    """T, steps of the mean-reverting SDE"""
-    schedule: Literal["cosine", "linear", "constant", "vp", "ddpm"] = "cosine"
-    """how theta_t grows with t; ddpm is Diffusion-QL's, not rescaled to e^(-theta_bar_T) = 0.001"""
-    diffusion_loss: Literal["noise", "likelihood", "likelihood_released"] = "noise"
-    """noise: Eq. 5; likelihood: on the optimal path; likelihood_released: its Euler variant in the authors' code"""
-    action_clip: bool = True
-    """clamp the predicted a_0 to the action box at every sampling step"""
-    sampler: Literal["posterior", "sde", "ode"] = "posterior"
-    """reverse process: the paper's posterior (Prop. 3.1), Euler on the reverse SDE (3), or its probability-flow ODE"""
-    policy_action: Literal["one_step", "chain"] = "one_step"
-    """action in the actor's Q term: the one-step a_0 of Eq. 8 (released), or a sample of the whole chain"""
-    num_critics: int = 64  # --- ensemble and entropy ---
-    """M, Q-networks"""
-    pessimism: Literal["lcb", "min"] = "lcb"
-    """value the actor climbs and candidates are ranked by: the LCB of Eq. 17, or the minimum"""
-    target: Literal["own", "min"] = "own"
-    """TD target of a member: its own target network (Eq. 16), or the minimum over all"""
-    lcb_coef: float = 4.0
-    """beta, standard deviations below the mean"""
-    entropy_estimator: Literal["none", "released", "bridge", "chain"] = "released"
-    """released: the authors' code; bridge: Eq. 14 to the letter; chain: a lower bound that sees the policy's spread"""
-    ent_coef: float | Literal["auto"] = 0.01
-    """alpha, weight of the entropy term; auto: learned for each state (App. B.3), needs chain"""
-    target_entropy: float | None = None
-    """for auto: nats per action dimension; by default read off the cloned policy after a warm-up of 5 %"""
-    chain_std: float | None = None
-    """for chain: std of the policy's last step; by default min(0.2, sigma_1), and never above sigma_1"""
-    eta: float = 1.0
-    """weight of the Q term against the diffusion loss"""
-    max_q_backup: bool = False
-    """target from the best of ten next actions, member by member"""
-    eval_every: int = 50_000  # --- evaluation and logging ---
-    """updates between two evaluations; a checkpoint is written after each"""
-    eval_episodes: int = 100
-    """episodes of one evaluation"""
-    eval_envs: int = 20
-    """environments stepped together, in tens; changes speed, not results"""
-    num_candidates: int = 50
-    """K, actions drawn per state when acting"""
-    action_selection: Literal["softmax", "argmax"] = "softmax"
-    """how one of the K is chosen by its LCB"""
-    log_every: int = 1000
-    """updates between two rows of metrics.csv"""
+    preset: Literal["edq", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"  # edq: the authors' code
+    # --- experiment ---
+    exp_name: str = "edq"  # a name for this kind of run; part of the run folder's name
+    seed: int = 0  # seed of network weights, batches, noise and evaluation episodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    compile: Literal["auto", "on", "off"] = "auto"  # fuse an update; auto: on a GPU, or for 5,000 updates and more
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of large products; auto: bf16 if the hardware has it
+    torch_deterministic: bool = True  # let torch choose only deterministic kernels (matters on a GPU)
+    track: bool = False  # log to Weights & Biases as well
+    wandb_project_name: str = "edq"  # Weights & Biases project
+    wandb_entity: str | None = None  # Weights & Biases entity (team)
+    capture_video: bool = False  # mp4s of three episodes of the last evaluation (or --evaluate) in RUN_DIR/videos
+    run_dir: str | None = None  # folder of this run; by default runs/<env_id>__<exp_name>__<seed>__<time>
+    resume: str | None = None  # run folder to continue; allowed beside it: longer --gradient-steps, --device, --track
+    evaluate: str | None = None  # run folder whose newest checkpoint is scored again, without training
+    dataset_id: str | None = None  # Minari id or folder, several joined by commas; by default the task's own
+    reward: Literal["raw", "antmaze", "standardize"] = "raw"  # the critic sees r, 4 (r - 0.5), or (r - mean) / std
+    normalize_obs: bool = False  # standardise observations by the data's mean and std (the paper does not)
+    gradient_steps: int = 2_000_000  # number of updates
+    batch_size: int = 256  # B, transitions per update
+    actor_lr: float = 3e-4  # Adam rate of the diffusion policy
+    critic_lr: float = 3e-4  # Adam rate of the Q-ensemble
+    lr_decay: bool = False  # cosine decay of both rates to 0 (released ends at 99.9 % of its start: in effect off)
+    grad_clip: float = 4.0  # largest gradient norm, of the actor and of all critics together
+    gamma: float = 0.99  # discount factor per step
+    tau: float = 0.005  # Polyak rate of the target critics, every update
+    ema_decay: float = 0.995  # decay of the averaged actor
+    hidden_dim: int = 256  # width of all hidden layers
+    # --- diffusion ---
+    num_diffusion_steps: int = 5  # T, steps of the mean-reverting SDE
+    schedule: Literal["cosine", "linear", "constant", "vp", "ddpm"] = "cosine"  # theta_t; ddpm: Diffusion-QL's
+    diffusion_loss: Literal["noise", "likelihood", "likelihood_released"] = "noise"  # Eq. 5; App. A.3; as released
+    action_clip: bool = True  # clamp the predicted a_0 to the action box at every sampling step
+    sampler: Literal["posterior", "sde", "ode"] = "posterior"  # Prop. 3.1; Euler on the reverse SDE (3), or its ODE
+    policy_action: Literal["one_step", "chain"] = "one_step"  # in the actor's Q term: a_0 of Eq. 8, or a whole chain
+    # --- ensemble and entropy ---
+    num_critics: int = 64  # M, Q-networks
+    pessimism: Literal["lcb", "min"] = "lcb"  # what the actor climbs and ranks by: the LCB of Eq. 17, or the minimum
+    target: Literal["own", "min"] = "own"  # TD target of a member: its own target net (Eq. 16), or the minimum of all
+    lcb_coef: float = 4.0  # beta, standard deviations below the mean
+    entropy_estimator: Literal["none", "released", "bridge", "chain"] = "released"  # code; Eq. 14; a lower bound
+    ent_coef: float | Literal["auto"] = 0.01  # alpha, entropy weight; auto: learned per state (App. B.3), needs chain
+    target_entropy: float | None = None  # for auto: nats per action dimension; default: that of a clone (5 % warm-up)
+    chain_std: float | None = None  # for chain: std of the last step, at most sigma_1; by default min(0.2, sigma_1)
+    eta: float = 1.0  # weight of the Q term against the diffusion loss
+    max_q_backup: bool = False  # target from the best of ten next actions, member by member
+    # --- evaluation and logging ---
+    eval_every: int = 50_000  # updates between two evaluations; a checkpoint is written after each
+    eval_episodes: int = 100  # episodes of one evaluation
+    eval_envs: int | None = None  # environments stepped together, in tens; default: 10 per core; results do not change
+    num_candidates: int = 50  # K, actions drawn per state when acting
+    action_selection: Literal["softmax", "argmax"] = "softmax"  # how one of the K is chosen by its LCB
+    log_every: int = 1000  # updates between two rows of metrics.csv
 
 
-# A task, by our own settings (never a dataset file's): registered Gymnasium id, keyword arguments, Minari id(s) or
-# folder, D4RL's returns of a random and an expert policy (if the metadata has none), whose hyper-parameters (the
-# authors' row for this task, else the nearest one), and those.
+# A task, by our own settings: registered Gymnasium id, keyword arguments, Minari id(s) or folder, D4RL's returns of a
+# random and an expert policy (if the metadata has none), whose hyper-parameters (its own or a near task's), and those.
 Task = namedtuple("Task", "env env_kwargs dataset reference like row")
 # What a preset changes in every task; in single ones: PRESET_ROWS.
 PRESETS = {"edq": {}, "edq-paper": {}, "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1)}
-PRESETS["diffusion-ql"] = dict(
-    num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm", diffusion_loss="noise",
-    entropy_estimator="none", action_clip=True,
-)  # fmt: skip
+PRESETS["diffusion-ql"] = dict(num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm")
+PRESETS["diffusion-ql"] |= dict(diffusion_loss="noise", action_clip=True, entropy_estimator="none")
 # --- end shared ---
 # What the authors' rows of all AntMaze tasks have in common; umaze alone goes without the max-Q backup.
 ANTMAZE = dict(gradient_steps=1_000_000, actor_lr=3e-4, eta=2.0, grad_clip=4.0, max_q_backup=True, reward="antmaze")
@@ -187,18 +146,15 @@ EMBEDDED_DATA = str(Path(__file__).resolve().parent / "results" / "datasets" / "
 MAZES = {"UMaze": (maps.U_MAZE, (3, 1), (1, 1)), "Medium": (maps.MEDIUM_MAZE, (1, 1), (6, 6)),
          "Large": (maps.LARGE_MAZE, (1, 1), (7, 9)), "Open": (maps.OPEN, (3, 1), (1, 5))}  # fmt: skip
 ROWS = {  # task: maze, Minari id or folder, hyper-parameters of, those
-    "antmaze-umaze": ("UMaze", "D4RL/antmaze/umaze-v1", "antmaze-umaze", UMAZE),
-    "antmaze-umaze-diverse": ("UMaze", "D4RL/antmaze/umaze-diverse-v1", "antmaze-umaze-diverse", ANTMAZE),
-    "antmaze-medium-play": ("Medium", "D4RL/antmaze/medium-play-v1", "antmaze-medium-play", ANTMAZE),
-    "antmaze-medium-diverse": ("Medium", "D4RL/antmaze/medium-diverse-v1", "antmaze-medium-diverse", ANTMAZE),
-    "antmaze-large-play": ("Large", "D4RL/antmaze/large-play-v1", "antmaze-large-play", ANTMAZE),
-    "antmaze-large-diverse": ("Large", "D4RL/antmaze/large-diverse-v1", "antmaze-large-diverse", ANTMAZE),
+    **{f"antmaze-{data}": (maze, f"D4RL/antmaze/{data}-v1", f"antmaze-{data}", UMAZE if data == "umaze" else ANTMAZE)
+       for data, maze in zip("umaze umaze-diverse medium-play medium-diverse large-play large-diverse".split(),
+                             "UMaze UMaze Medium Medium Large Large".split())},
     "pointmaze-umaze": ("UMaze", "D4RL/pointmaze/umaze-v2", "antmaze-umaze", UMAZE),
     "pointmaze-medium": ("Medium", "D4RL/pointmaze/medium-v2", "antmaze-medium-play", ANTMAZE),
     "pointmaze-large": ("Large", "D4RL/pointmaze/large-v2", "antmaze-large-play", ANTMAZE),
     "pointmaze-open": ("Open", "D4RL/pointmaze/open-v2", "antmaze-umaze", UMAZE),
     "pointmaze-umaze-embedded": ("UMaze", EMBEDDED_DATA, "antmaze-umaze", EMBEDDED),
-}
+}  # fmt: skip
 TASKS = {}
 for name, (maze, dataset, like, row) in ROWS.items():
     walls, start, goal = MAZES[maze]
@@ -206,8 +162,7 @@ for name, (maze, dataset, like, row) in ROWS.items():
     kwargs = dict(maze_map=cells, continuing_task=False, reset_target=False)  # an episode ends on arrival
     env = f"AntMaze_{maze}-v4" if name.startswith("ant") else f"PointMaze_{maze}-v3"
     TASKS[name] = Task(env, kwargs, dataset, (0.0, 1.0), like, row)
-# Diffusion-QL's own eta and gradient clip (Wang et al. 2023). It sums the errors of its two critics where we take the
-# mean, so for the critics its clip g amounts to g / 2 here: said, not reproduced.
+# Diffusion-QL's own eta and clip (Wang et al. 2023); as it sums its two critics' errors, clip g would be g / 2 here.
 ETA_CLIP = {"umaze": (0.5, 2), "umaze-diverse": (2, 3), "medium-play": (2, 2), "medium-diverse": (3, 1),
             "large-play": (4.5, 10), "large-diverse": (3.5, 7)}  # fmt: skip
 PRESET_ROWS = {("diffusion-ql", f"antmaze-{maze}"): dict(eta=e, grad_clip=g) for maze, (e, g) in ETA_CLIP.items()}
@@ -237,10 +192,9 @@ def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[
 def check_metadata(spec: dict, eval_spec: dict, task: Task) -> None:
     """The policy has to act in the maze of its data; specs are JSON, and never made into anything."""
     known = gym.registry[spec["id"]].kwargs if spec.get("id") in gym.registry else {}
-    kwargs = [known | spec.get("kwargs", {}), known | eval_spec.get("kwargs", {}), task.env_kwargs]
+    kwargs = (known | spec.get("kwargs", {}), known | eval_spec.get("kwargs", {}), task.env_kwargs)
     data, scored, ours = ([[cell == 1 for cell in line] for line in k.get("maze_map", [])] for k in kwargs)
-    if data and data != ours:
-        fail(f"the data were recorded in another maze than that of {task.env}")
+    fail(f"the data were recorded in another maze than that of {task.env}", when=data not in ([], ours))
     if eval_spec and (scored != ours or kwargs[1].get("continuing_task", True)):
         print("note: the dataset's evaluation spec has another maze or goes on after arrival; it is not followed")
 
@@ -249,10 +203,9 @@ def check_metadata(spec: dict, eval_spec: dict, task: Task) -> None:
 # === The algorithm. B batch, S observation, A action, M critics, T diffusion steps, K candidates ======================
 # The paper's t = 1..T is index t - 1 here, in tensors and arguments alike. Numbers in brackets: its equations.
 def mish(x: Tensor) -> Tensor:
-    """x tanh(log(1 + e^x)) with a single exponential: most of a small update is activations, not products."""
-    u = x.clamp(max=20).exp()
-    n = u * (u + 2)
-    return x * (n / (n + 2))
+    """x tanh(log(1 + e^x)) with one exponential: a small update spends more on activations than on products."""
+    u = x.clamp(max=20).exp() + 1
+    return torch.addcdiv(x, x, u.square().add_(1), value=-2)  # x - 2 x / ((1 + e^x)^2 + 1)
 
 
 class ScoreMLP(nn.Module):
@@ -279,9 +232,9 @@ class ScoreMLP(nn.Module):
 class QEnsemble(nn.Module):
     """M independent Q-networks as one batched product; weights `[M, in, out]`, biases `[M, 1, out]`."""
 
-    def __init__(self, obs_dim: int, act_dim: int, num_critics: int = 64, hidden_dim: int = 256):
+    def __init__(self, obs_dim: int, act_dim: int, num_critics: int = 64, hidden_dim: int = 256, half: bool = False):
         super().__init__()
-        self.num_critics = num_critics
+        self.num_critics, self.half = num_critics, half
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for size_in, size_out in pairwise([obs_dim + act_dim, hidden_dim, hidden_dim, hidden_dim, 1]):
             # As released (EDAC's initialisation): the "fan" of a hidden layer is its output size, its bias 0.1.
@@ -290,11 +243,15 @@ class QEnsemble(nn.Module):
             bias = torch.full((num_critics, 1, size_out), 0.1)
             self.biases.append(bias.uniform_(-bound, bound) if size_out == 1 else bias)
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`."""
+    def forward(self, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+        """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`; frozen: a gradient for the action, none for the weights."""
         x = torch.cat([obs, action], -1).expand(self.num_critics, -1, -1)  # [M, B, S + A], a view
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, mish(x) if i > 0 else x, weight)
+            x, weight, bias = mish(x) if i > 0 else x, *((weight.detach(), bias.detach()) if frozen else (weight, bias))
+            if self.half and 0 < i < 3:  # bf16: only the two large products; input, head and all that follows are fp32
+                x = torch.bmm(x.bfloat16(), weight.bfloat16()).float().add_(bias)
+            else:
+                x = torch.bmm(x, weight).add_(bias)
         return x.squeeze(-1)
 
 
@@ -305,9 +262,9 @@ class MeanRevertingSDE:
     # posterior_var of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or [B]; everything else [B, A].
     def __init__(self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"):
         T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)  # t: the paper's
+        f = torch.cos((t / (T + 1) + 0.008) / 1.008 * math.pi / 2) / math.cos(0.004 / 1.008 * math.pi)
         theta = {
-            "cosine": 1
-            - (torch.cos((t / (T + 1) + 0.008) / 1.008 * math.pi / 2) / math.cos(0.004 / 1.008 * math.pi)) ** 2,
+            "cosine": 1 - f**2,
             "linear": torch.linspace(1000 / T * 1e-4, 1000 / T * 0.02, T, dtype=torch.float64),
             "constant": torch.ones(T, dtype=torch.float64),
             "vp": 1 - torch.exp(-0.1 / T - 0.5 * 9.9 * (2 * t - 1) / T**2),
@@ -318,12 +275,11 @@ class MeanRevertingSDE:
         bar = theta.cumsum(0)
         before = torch.cat([bar.new_zeros(1), bar[:-1]])  # theta_bar_{t-1}, theta_bar_0 = 0
         step_var, var, var_before = (-torch.expm1(-2 * x) for x in (theta, bar, before))  # 1 - A^2, 1 - B^2, 1 - C^2
-        tables = dict(
-            theta_dt=theta, theta_bar=bar, sigma=var.sqrt(), w_t=torch.exp(-theta) * var_before / var,
-            w_0=torch.exp(-before) * step_var / var, posterior_var=step_var * var_before / var,
-        )  # fmt: skip
-        self.num_steps = num_steps
-        for name, table in tables.items():  # built in float64, then cast: in float32 theta'_1 is off by 1e-4 at T = 100
+        self.num_steps, w_t, w_0 = num_steps, torch.exp(-theta) * var_before / var, torch.exp(-before) * step_var / var
+        tables = dict(theta_dt=theta, theta_bar=bar, sigma=var.sqrt(), w_t=w_t, w_0=w_0)
+        for name, table in (
+            tables | {"posterior_var": step_var * var_before / var}
+        ).items():  # built in float64, then cast: in float32 theta'_1 is off by 1e-4 at T = 100
             setattr(self, name, table.to(device, torch.float32))
 
     def perturb(self, a0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
@@ -341,7 +297,7 @@ class MeanRevertingSDE:
     def reverse_sde_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor, noise: Tensor) -> Tensor:
         """One Euler step of the reverse SDE (3) with score -eps / sigma_t; the last step (index 0) adds no noise."""
         theta, sigma = self.theta_dt[t].unsqueeze(-1), self.sigma[t].unsqueeze(-1)
-        noise = noise * (torch.as_tensor(t, device=a_t.device) > 0).unsqueeze(-1)
+        noise = noise * ((t > 0).unsqueeze(-1) if isinstance(t, Tensor) else t > 0)
         return a_t + theta * a_t - 2 * theta * eps / sigma + torch.sqrt(2 * theta) * noise
 
     def ode_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
@@ -350,10 +306,8 @@ class MeanRevertingSDE:
         return a_t + theta * a_t - theta * eps / sigma
 
 
-def sample_actions(
-    score: nn.Module, sde: MeanRevertingSDE, obs: Tensor, sampler: str = "posterior", action_clip: bool = True,
-    generator: torch.Generator | None = None, noise: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+def sample_actions(score: nn.Module, sde: MeanRevertingSDE, obs: Tensor, sampler="posterior", action_clip: bool = True,
+                   generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
     """One action per observation, running the diffusion back from N(0, I); obs `[..., S]` -> `[..., A]` in [-1, 1]."""
     if noise is None:  # [T, ..., A]: first a_T, then one row a step
         noise = torch.randn(sde.num_steps, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
@@ -379,12 +333,10 @@ def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
 
 
 def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor, kind: str) -> Tensor:
-    """-log p(a_1 | a_T, a_0) by Bayes' rule from three transition densities (13, 14); `[B, A]` -> `[B]`.
-
-    bridge: the equation to the letter; a constant, whose gradient in the policy vanishes. released: the authors' code,
-    with arguments of two densities exchanged and the index one step late; in closed form 0.7787 + 0.0628 a_0^2 per
-    dimension (T = 5), so that it rewards large a_0 and does not see how spread the policy is.
-    """
+    """-log p(a_1 | a_T, a_0) by Bayes' rule from three transition densities (13, 14); `[B, A]` -> `[B]`."""
+    # bridge: to the letter; a constant, whose gradient in the policy vanishes. released: as in the authors' code, with
+    # arguments of two densities exchanged and the index a step late: 0.7787 + 0.0628 a_0^2 per dimension (T = 5), which
+    # rewards large a_0 and does not see how spread the policy is.
     bar = sde.theta_bar
     if kind == "bridge":
         a1 = torch.exp(-bar[0]) * a0
@@ -395,22 +347,18 @@ def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor, kind: str) -
     return -(log_p - log_transition(a0, aT, bar[-1] - bar[0])).sum(-1)
 
 
-def chain_entropy_bound(
-    sde: MeanRevertingSDE, score: nn.Module, obs: Tensor, chain_std: float,
-    generator: torch.Generator | None = None, noise: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Lower bound, in nats, on the entropy of the policy with std `chain_std` in its last step; `[B, S]` -> `[B]`.
-
-    H >= E[log f(a^1..a^T | a^0) - log q(a^0..a^T)] with q our reverse chain (10) and f the SDE's own transitions (2),
-    an idea of maximum-entropy diffusion RL (Celik et al. 2025, DIME). It has a gradient in the policy's spread.
-    """
+def chain_entropy_bound(sde: MeanRevertingSDE, score: nn.Module, obs: Tensor, chain_std: float,
+                        generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
+    """Lower bound, in nats, on the entropy of the policy with std `chain_std` in its last step; `[B, S]` -> `[B]`."""
+    # H >= E[log f(a^1..a^T | a^0) - log q(a^0..a^T)], q our reverse chain (10), f the SDE's transitions (2): an idea
+    # of maximum-entropy diffusion RL (Celik et al. 2025, DIME). It has a gradient in the policy's spread.
     if noise is None:  # [T + 1, B, A]
         noise = torch.randn(sde.num_steps + 1, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
     a_t = noise[0]
     bound = 0.5 * (math.log(2 * math.pi) + a_t**2)  # -log N(a_T; 0, I)
     for t in reversed(range(sde.num_steps)):
         z = noise[sde.num_steps - t]
-        std = sde.posterior_var[t].sqrt() if t > 0 else sde.sigma.new_tensor(chain_std)
+        std = sde.posterior_var[t].sqrt() if t > 0 else torch.full_like(sde.sigma[0], chain_std)
         a0 = sde.predict_a0(a_t, t, score(a_t, t, obs)).clamp(-1, 1)  # else entropy is bought outside the action box
         a_prev = sde.posterior_mean(a_t, a0, t) + std * z
         bound = bound + log_transition(a_t, a_prev, sde.theta_dt[t])
@@ -439,7 +387,7 @@ class Agent(nn.Module):
         self.score_ema = copy.deepcopy(self.score).requires_grad_(False)
         self.q = self.target_q = self.alpha = None
         if args.eta > 0 or args.num_candidates > 1:  # Q is in the actor's loss, or it ranks the candidates
-            self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim)
+            self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim, args.precision == "bf16")
             self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         if args.ent_coef == "auto":  # alpha(s), App. B.3
             hidden, head = nn.Linear(obs_dim, 32), nn.Linear(32, 1)
@@ -455,7 +403,8 @@ class Agent(nn.Module):
         self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
         self.to(device)
         nets = dict(actor=(self.score, args.actor_lr), critic=(self.q, args.critic_lr), alpha=(self.alpha, 3e-4))
-        self.optimisers = {k: torch.optim.Adam(n.parameters(), lr, fused=True) for k, (n, lr) in nets.items() if n}
+        nets = {k: (n.parameters(), torch.tensor(lr, device=device)) for k, (n, lr) in nets.items() if n}
+        self.optimisers = {k: torch.optim.Adam(*n, fused=True, capturable=device == "cuda") for k, n in nets.items()}
 
 
 # obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (never at a time limit)
@@ -476,13 +425,19 @@ def draw_batch(data: Transitions, args: Args, g: torch.Generator) -> tuple[Trans
 
 def td_target(agent: Agent, batch: Transitions, noise: Tensor, args: Args) -> Tensor:
     """r + gamma Q'(s', a') with a' from the averaged policy; `[M, B]`, each member its own target (16)."""
-    repeats = noise.shape[1] // len(batch.reward)
-    next_obs = batch.next_obs.repeat_interleave(repeats, 0)  # [B * N, S], each copy with noise of its own
+    noise = noise.unflatten(1, (len(batch.reward), -1))  # [T, B, N, A]
+    next_obs = batch.next_obs.unsqueeze(1).expand(-1, noise.shape[2], -1)
     next_action = sample_actions(agent.score_ema, agent.sde, next_obs, args.sampler, args.action_clip, noise=noise)
-    next_q = agent.target_q(next_obs, next_action).unflatten(1, (-1, repeats)).amax(-1)  # max-Q, member by member
-    if args.target == "min":
-        next_q = next_q.amin(0, keepdim=True).expand_as(next_q)
+    # max-Q, member by member; one of the N at a time, for together their activations are N times as large.
+    next_q = reduce(torch.maximum, (agent.target_q(batch.next_obs, a) for a in next_action.unbind(1)))
+    next_q = next_q.amin(0).expand_as(next_q) if args.target == "min" else next_q
     return batch.reward + args.gamma * (1 - batch.end) * next_q
+
+
+def critic_loss(agent: Agent, batch: Transitions, target: Tensor) -> dict[str, Tensor]:
+    """Mean squared TD error over members and batch, target `[M, B]`."""
+    q = agent.q(batch.obs, batch.action)  # [M, B]
+    return {"losses/critic": F.mse_loss(q, target), "q/max_abs": q.detach().abs().max(), "q/target": target.mean()}
 
 
 def diffusion_loss(sde: MeanRevertingSDE, a_t: Tensor, a0: Tensor, t: Tensor, eps: Tensor, eps_hat: Tensor, kind: str):
@@ -508,7 +463,7 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
         action = a0_hat.clamp(-1, 1)
         if args.policy_action == "chain":
             action = sample_actions(agent.score, sde, obs, args.sampler, args.action_clip, noise=noise.chain[:-1])
-        q = agent.q(obs, action)  # [M, B]
+        q = agent.q(obs, action, frozen=True)  # [M, B]
         value = q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
         out["losses/q"] = -value.mean() / q.abs().mean().detach()  # so that eta means the same at any scale of Q
         out |= {"q/mean": q.mean(), "q/std": q.std(0, correction=min(1, len(q) - 1)).mean()}
@@ -520,12 +475,10 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, war
     elif args.entropy_estimator == "chain":
         entropy = chain_entropy_bound(sde, agent.score, obs, agent.chain_std, noise=noise.chain) / agent.score.act_dim
         alpha = agent.alpha(obs) if agent.alpha else torch.full_like(entropy, args.ent_coef)  # [B]
-        if agent.alpha:  # rises in states where the entropy is below its target, falls where it is above (App. B.3)
-            out["alpha_loss"] = (alpha * (entropy.detach() - agent.target_entropy)).mean()
-            alpha = alpha.detach().clamp(1e-4, 1)
+        alpha = alpha.detach().clamp(1e-4, 1)
         out["losses/entropy"] = -(0.0 if warmup else 1.0) * (alpha * entropy).mean()
-        out |= {"policy/entropy": entropy.mean(), "policy/alpha": alpha.mean()}
-    return out | {"losses/actor": loss + out.get("losses/entropy", 0.0)}
+        out |= {"policy/entropy": entropy.mean(), "policy/alpha": alpha.mean(), "entropy": entropy}
+    return {k: x.detach() for k, x in out.items()} | {"losses/actor": loss + out.get("losses/entropy", 0.0)}
 
 
 def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, grad_clip: float) -> None:
@@ -536,31 +489,79 @@ def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, gra
     optimiser.step()
 
 
-def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int, warmup: bool = False) -> Tensor:
+def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int | Tensor, warmup=False) -> Tensor:
     """Update number `step` (from 0): critics, actor, averages, in this order. Nothing is read back from the device."""
     out = {}
     if agent.q:
         with torch.no_grad():
             target = td_target(agent, batch, noise.target, args)  # [M, B]
-        q = agent.q(batch.obs, batch.action)  # [M, B]
-        out |= {"losses/critic": F.mse_loss(q, target), "q/max_abs": q.abs().max(), "q/target": target.mean()}
+        out |= critic_loss(agent, batch, target)
         minimise(out["losses/critic"], agent.q, agent.optimisers["critic"], args.grad_clip)
     out |= actor_losses(agent, batch, noise, args, warmup)
     minimise(out["losses/actor"], agent.score, agent.optimisers["actor"], args.grad_clip)
-    if agent.alpha and not warmup:
-        minimise(out["alpha_loss"], agent.alpha, agent.optimisers["alpha"], math.inf)
+    if agent.alpha and not warmup:  # it rises where the entropy is below its target, falls where above (App. B.3)
+        alpha_loss = (agent.alpha(batch.obs) * (out["entropy"] - agent.target_entropy)).mean()
+        minimise(alpha_loss, agent.alpha, agent.optimisers["alpha"], math.inf)
     with torch.no_grad():
-        if step >= 1000 and step % 5 == 0:  # until then the averaged actor keeps its initial weights, as released
-            torch._foreach_lerp_([*agent.score_ema.parameters()], [*agent.score.parameters()], 1 - args.ema_decay)
+        due = (step >= 1000) & (step % 5 == 0)  # until then the averaged actor keeps its initial weights, as released
+        for average, new in zip(agent.score_ema.parameters(), agent.score.parameters()):
+            average.lerp_(new, (1 - args.ema_decay) * due)
         if agent.q:
             torch._foreach_lerp_([*agent.target_q.parameters()], [*agent.q.parameters()], args.tau)
         zero = torch.zeros((), device=batch.obs.device)
         metrics = torch.stack([out.get(name, zero).detach() for name in METRICS])
         agent.metric_sum += metrics
         agent.diffusion_sum += out["losses/diffusion"]
-        bad = torch.cat([~metrics.isfinite(), metrics[[METRICS.index("q/max_abs")]] > agent.q_limit])
+        bad = torch.cat([~metrics.isfinite(), metrics[METRICS.index("q/max_abs")].unsqueeze(0) > agent.q_limit])
         agent.first_bad.copy_(torch.where((agent.first_bad < 0) & bad, step, agent.first_bad))
     return metrics
+
+
+# === Speed: the same update, in fewer and larger pieces ===============================================================
+def resolve(args: Args, device: str) -> Args:
+    """Settle what `auto` is on this machine, once (a resumed run goes on as it began), and compile if so settled."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
+    compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+    fail("--precision tf32 is a GPU's", when=(args.precision, device) == ("tf32", "cpu"))
+    fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
+    if args.precision == "bf16" and not fast:
+        print(f"note: this {device} has no bf16 instructions; --precision bf16 may be 80 times slower than fp32 on it")
+    if args.precision == "auto":
+        args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
+    if args.compile == "auto":
+        args = replace(args, compile="on" if compiler and (device == "cuda" or args.gradient_steps >= 5000) else "off")
+        if args.compile == "off":
+            print("note: eager updates,", "as compiling takes half a minute" if compiler else "without a C++ compiler")
+    if args.compile == "on":  # fuse what lies between products: bias, activation, casts, losses, and their gradients
+        for name in ("td_target", "critic_loss", "actor_losses", "act"):  # `update` goes on calling them by name
+            globals()[name] = torch.compile(globals()[name], dynamic=False)
+    return args
+
+
+def make_step(agent: Agent, data: Transitions, args: Args, g: torch.Generator, first: int, warmup: bool):
+    """Update number `first` and those after it, draws included, as a function of nothing."""
+    number, calls = torch.tensor(first, device=g.device), count()
+
+    def step() -> None:
+        update(agent, *draw_batch(data, args, g), args, number, warmup)
+        number.add_(1)
+
+    if g.device.type == "cpu" or args.compile == "off":
+        return step
+    # On a GPU the fourth update is recorded as a CUDA graph, and from then on an update is a single launch. So what
+    # changes from one to the next (its number, learning rates, sums) has to be a tensor, and nothing may be read back.
+    torch.cuda.synchronize()
+    torch.cuda.set_stream(torch.cuda.Stream())  # a graph must not meet work of the default stream
+    (graph := torch.cuda.CUDAGraph()).register_generator_state(g)
+
+    def replay() -> None:
+        if (call := next(calls)) == 3:
+            with torch.cuda.graph(graph):
+                step()
+        return step() if call < 3 else graph.replay()
+
+    return replay
 
 
 # === Plumbing: acting and evaluation, data, checkpoints, command line, main ===========================================
@@ -582,33 +583,43 @@ def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tens
 
 def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
-    num_envs = args.eval_episodes if args.eval_episodes <= args.eval_envs else max(10, args.eval_envs // 10 * 10)
+    task, cores, probe = TASKS[args.env_id], torch.get_num_threads(), make_env(TASKS[args.env_id])
+    num_envs = max(10, (args.eval_envs or 10 * cores) // 10 * 10)  # in tens: an episode keeps its row in `evaluate`
+    box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(probe.reset(seed=0)[0]).shape, np.float32)
+    seconds = timeit.timeit(lambda: probe.step(probe.action_space.sample()), number=20) / 20
+    # Processes save all but 1 / cores of a simulator's step, and talking to them costs some 0.15 ms: kitchen gains.
+    apart = seconds * (1 - 1 / cores) > 0.15e-3 and not film
 
     def make(i: int) -> gym.Env:
-        env = make_env(TASKS[args.env_id], "rgb_array" if film else None)
+        env = make_env(task, "rgb_array" if film else None)
         if film:
             env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=f"{i}", disable_logger=True)
-        box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(env.observation_space.sample()).shape, np.float32)
         return gym.wrappers.TransformObservation(env, flatten_obs, box)
 
-    return gym.vector.SyncVectorEnv([lambda i=i: make(i) for i in range(min(num_envs, 3) if film else num_envs)])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, not for the simulators'
+    fns = [partial(make, i) for i in range(3 if film else min(num_envs, args.eval_episodes))]
+    envs = gym.vector.AsyncVectorEnv(fns) if apart else gym.vector.SyncVectorEnv(fns)
+    signal.signal(signal.SIGINT, handler)
+    return envs
 
 
 def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
     """Results of `episodes` episodes, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
-    # Each has its own seed, noise generator and row in an actor batch of ten (other sizes round otherwise), so that its
-    # result does not depend on how many run at once.
+    # Each has its own seed, noise and row in an actor batch of ten (other sizes round otherwise), however many run.
     shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
-    results, n, rows = [], envs.num_envs, -(-envs.num_envs // 10) * 10
+    results, n, rows, task = [], envs.num_envs, -(-envs.num_envs // 10) * 10, TASKS[args.env_id]
+    limit = task.env_kwargs.get("max_episode_steps", gym.spec(task.env).max_episode_steps)
     for first in range(0, episodes, n):
         seeds = [(args.seed + 100) * 10_000 + first + i for i in range(rows)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         rewards, running = [[] for _ in seeds], np.arange(rows) < min(n, episodes - first)
         obs, padded = envs.reset(seed=seeds[:n])[0], torch.zeros(rows, len(agent.obs_mean))
-        action = np.zeros((rows, shape[-1]), np.float32)
-        while running.any():
-            if stop:
-                return []
+        action, clock = np.zeros((rows, shape[-1]), np.float32), []
+        while running.any() and not stop:
+            clock.append(time.time())
+            if (first, len(clock)) == (0, 5):  # three steps, without the first one's compiling, tell the pace
+                most = (clock[4] - clock[1]) / 3 * limit * math.ceil(episodes / n)
+                tqdm.write(f"evaluation: {episodes} episodes, {n} at a time, {limit} steps or less: up to {most:.0f} s")
             padded[:n] = torch.from_numpy(obs)
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators], 1)  # [T, rows, K, A]
             u = torch.stack([torch.rand((), generator=g) for g in generators])
@@ -621,19 +632,20 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
             running[:n] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
         for i in range(min(n, episodes - first)):
             results.append({"episode": first + i, "seed": seeds[i], **episode_result(rewards[i], reference)})
-    return results
+    return [] if stop else results
 
 
 def means(results: list[dict]) -> dict[str, float]:
     """Each figure's mean over the episodes that have it (some never reach a goal), and the score's standard error."""
     table = {k: np.array([r[k] for r in results], np.float64) for k in results[0] if k not in ("episode", "seed")}
     out = {k: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else math.nan for k, v in table.items()}
-    error = float(table["score"].std(ddof=1)) / len(results) ** 0.5 if len(results) > 1 else 0.0
-    return {**out, "standard_error": error}
+    return {**out, "standard_error": float(table["score"].std(ddof=min(1, len(results) - 1))) / len(results) ** 0.5}
 
 
-def fail(sentence: str, error: Exception | None = None):
+def fail(sentence: str, error: Exception | None = None, when: bool = True):
     """Bad input: one sentence, exit code 2."""
+    if not when:
+        return
     why = f" ({type(error).__name__}: {error})".splitlines()[0][:200] if error else ""
     print(f"error: {sentence}{why}", file=sys.stderr)
     sys.exit(2)
@@ -646,15 +658,12 @@ def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[T
     for dataset_id in ids.split(","):
         path = Path(dataset_id) if (Path(dataset_id) / "data").is_dir() else get_dataset_path(dataset_id)
         try:
+            what = "is not on this machine and cannot be downloaded; --dataset-id FOLDER names a local one"
             if not (path / "data").is_dir():
                 minari.download_dataset(dataset_id)
-        except Exception as error:  # whatever the network, the hub or the id does wrong
-            advice = f"'minari download {dataset_id}' where there is a network, or --dataset-id FOLDER for a local one"
-            fail(f"dataset {dataset_id} is not on this machine and cannot be downloaded; try {advice}", error)
-        try:
-            metadata, count = json.loads((path / "data" / "metadata.json").read_text()), len(parts)
-            # The files may be a stranger's. Had they not stated their spaces Minari would make an environment of them,
-            # and that runs their code; nothing else in the metadata is ever acted on.
+            what = "is damaged or incomplete"
+            metadata, before = json.loads((path / "data" / "metadata.json").read_text()), len(parts)
+            # A stranger's file that states no spaces would have Minari make its environment, and so run its code.
             if metadata["data_format"] != "hdf5" or not {"observation_space", "action_space"} <= metadata.keys():
                 raise ValueError("not an HDF5 dataset that states its spaces")
             if reference is None and metadata.get("ref_max_score") is not None:
@@ -667,28 +676,23 @@ def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[T
                 end = e.terminations | (reward > 0) if SUCCESS_ENDS else e.terminations
                 parts.append((obs[:-1], action, reward, obs[1:], end))
                 results.append(episode_result(reward, reference or task.reference))
-            if sum(len(part[1]) for part in parts[count:]) != metadata["total_steps"]:
+            if (total := sum(len(part[1]) for part in parts[before:])) != metadata["total_steps"]:
                 raise ValueError("the number of steps is not what its metadata says")
+            if not total:
+                raise ValueError("it is empty")
             check_metadata(*(json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec")), task)
-        except Exception as error:  # h5py, JSON and Minari fail in many ways on a broken file
-            fail(f"dataset {dataset_id} is damaged or incomplete", error)
-        if not sum(len(part[1]) for part in parts[count:]):
-            fail(f"dataset {dataset_id} is empty")
-        if (got := (parts[-1][0].shape[1], parts[-1][1].shape[1])) != (obs_dim, act_dim):
-            fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {(obs_dim, act_dim)}")
+        except Exception as error:  # network, hub, h5py, JSON and Minari fail in many ways
+            fail(f"dataset {dataset_id} {what}", error)
+        got, ours = (parts[-1][0].shape[1], parts[-1][1].shape[1]), (obs_dim, act_dim)
+        fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {ours}", when=got != ours)
     obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
-    if not all(np.isfinite(x).all() for x in flat):
-        fail(f"dataset {ids} has NaN or infinite numbers in it")
-    info = {
-        "id": ids, "hash": hashlib.sha256(b"".join(x.tobytes() for x in flat)).hexdigest()[:16],
-        "transitions": len(reward), "episodes": len(results), **{f"mean_{k}": v for k, v in means(results).items()},
-        "reference": reference or task.reference, "reference_from": "metadata" if reference else "D4RL's table",
-        "action_components_clipped": float((np.abs(action) > 1).mean()),
-    }  # fmt: skip
-    if args.reward == "antmaze":
-        reward = 4 * (reward - 0.5)
-    elif args.reward == "standardize":
-        reward = ((reward - reward.mean(dtype=np.float64)) / reward.std(ddof=1, dtype=np.float64)).astype(np.float32)
+    fail(f"dataset {ids} has NaN or infinite numbers in it", when=not all(np.isfinite(x).all() for x in flat))
+    info = {"id": ids, "hash": hashlib.sha256(b"".join(x.tobytes() for x in flat)).hexdigest()[:16]}
+    info |= {"transitions": len(reward), "episodes": len(results)} | {f"mean_{k}": v for k, v in means(results).items()}
+    info |= {"reference": reference or task.reference, "reference_from": "metadata" if reference else "D4RL's table"}
+    info["action_components_clipped"] = float((np.abs(action) > 1).mean())
+    mean, std = (0.5, 0.25) if args.reward == "antmaze" else (reward.mean(dtype=np.float64), reward.std(ddof=1))
+    reward = reward if args.reward == "raw" else ((reward - mean) / std).astype(np.float32)
     flat = (obs, action.clip(-1, 1), reward, next_obs, end)
     return Transitions(*(torch.from_numpy(x).to(device) for x in flat)), info
 
@@ -722,8 +726,8 @@ def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
             try:
                 state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
                 agent.load_state_dict(state["agent"])
-                for name, optimiser in agent.optimisers.items():
-                    optimiser.load_state_dict(state["optimisers"][name])
+                for name, optimiser in agent.optimisers.items():  # its moments; rates and the like are ours
+                    optimiser.load_state_dict(optimiser.state_dict() | {"state": state["optimisers"][name]})
                 torch.set_num_threads(state["threads"])  # how a product rounds depends on it
                 return state
             except Exception as error:
@@ -741,8 +745,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
             flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"there is no run in {run_dir}", error)
-        if run.get("script") != Path(__file__).name:
-            fail(f"{run_dir} holds a run of {run.get('script')}, which is for other tasks")
+        fail(f"{run_dir} holds a run of {run.get('script')}", when=run.get("script") != Path(__file__).name)
     asked = tyro.cli(Args, args=[f for f in flags if f not in ("-h", "--help")])  # help waits for the task's row
     env_id = asked.env_id[:-3] if asked.env_id[-3:-1] == "-v" else asked.env_id  # with or without D4RL's version
     if env_id not in TASKS:
@@ -756,9 +759,10 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
     free += "seed eval_episodes eval_envs num_candidates action_selection".split() if asked.evaluate else []
     for name in saved.keys() - set(free):
         new, longer = getattr(args, name, None), name == "gradient_steps" and not asked.evaluate
-        if new != saved[name] and not (longer and new > saved[name]):
+        if name in ("compile", "precision") and new == "auto":
+            args = replace(args, **{name: saved[name]})  # as it was settled then
+        elif new != saved[name] and not (longer and new > saved[name]):
             fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
-
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero
         high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
@@ -767,17 +771,13 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
             fail(f"--{name.replace('_', '-')} cannot be {value}: {'at least' if zero else 'above'} 0, at most {high:g}")
     auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
     sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
-    for wrong, sentence in (
-        (args.num_diffusion_steps < fewest, f"{args.entropy_estimator} entropy needs {fewest} diffusion steps or more"),
-        (args.device == "cuda" and not torch.cuda.is_available(), "--device cuda, but torch sees no CUDA device here"),
-        (args.num_critics < 2 and args.pessimism == "lcb", "an LCB is a matter of at least --num-critics 2"),
-        (auto and args.entropy_estimator != "chain", "--ent-coef auto needs --entropy-estimator chain"),
-        ((args.target_entropy or 0) > math.log(2), "--target-entropy is at most log 2, that of a uniform action"),
-        (args.target_entropy is not None and not auto, "--target-entropy is for --ent-coef auto"),
-        ((args.chain_std or 0) > sigma_1, f"--chain-std can be at most sigma_1, here {sigma_1:.4f}"),
-    ):  # fmt: skip
-        if wrong:
-            fail(sentence)
+    fail(f"{args.entropy_estimator} entropy needs {fewest} or more steps", when=args.num_diffusion_steps < fewest)
+    fail("--device cuda, but torch sees no GPU", when=args.device == "cuda" and not torch.cuda.is_available())
+    fail("an LCB is a matter of at least --num-critics 2", when=args.num_critics < 2 and args.pessimism == "lcb")
+    fail("--ent-coef auto needs --entropy-estimator chain", when=auto and args.entropy_estimator != "chain")
+    fail("--target-entropy is at most log 2, of a uniform action", when=(args.target_entropy or 0) > math.log(2))
+    fail("--target-entropy is for --ent-coef auto", when=args.target_entropy is not None and not auto)
+    fail(f"--chain-std can be at most sigma_1, here {sigma_1:.4f}", when=(args.chain_std or 0) > sigma_1)
     return args, flags
 
 
@@ -797,9 +797,12 @@ def main(args: Args, flags: list[str]) -> None:
     run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = Path(args.evaluate or args.resume or args.run_dir or f"runs/{run_name}")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    args = resolve(args, device)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # or every new tensor is first written with NaN
+    torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
     envs = vector_env(args)
-    obs_dim, act_dim = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]
+    (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
     torch.manual_seed(args.seed)  # for the network weights; all later noise comes from generators of our own
     agent, generator = Agent(obs_dim, act_dim, args, device), torch.Generator(device).manual_seed(args.seed)
     if args.evaluate:
@@ -809,8 +812,7 @@ def main(args: Args, flags: list[str]) -> None:
         if args.capture_video:
             evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
         return
-    if not args.resume and (run_dir / "run.json").exists():
-        fail(f"there is a run in {run_dir} already; --resume {run_dir} continues it")
+    fail(f"{run_dir} holds a run; --resume continues it", when=not args.resume and (run_dir / "run.json").exists())
     data, info = load_dataset(args, obs_dim, act_dim, device)
     agent.q_limit.fill_(float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9))  # no return can be larger
     if args.normalize_obs:
@@ -822,8 +824,7 @@ def main(args: Args, flags: list[str]) -> None:
     if args.resume:
         state = load_checkpoint(run_dir, agent)
         at = state["at"]
-        if state["dataset_hash"] != info["hash"]:
-            fail(f"the run in {run_dir} was made on other data ({state['dataset_hash']}, not {info['hash']})")
+        fail(f"the run in {run_dir} was made on other data", when=state["dataset_hash"] != info["hash"])
         generator.manual_seed(args.seed + 10**6 * at["step"])
         if state["device"] == device:  # a CPU generator's state means nothing to a GPU's
             generator.set_state(state["generator"])
@@ -861,11 +862,10 @@ def main(args: Args, flags: list[str]) -> None:
         check_finite(agent, at["step"], run_dir)
         at["seconds"], buffer = earlier + time.time() - start, io.BytesIO()
         at["files"] = {file.name: file.stat().st_size for file in run_dir.glob("*.csv")}
-        torch.save({
-            "agent": agent.state_dict(), "optimisers": {k: o.state_dict() for k, o in agent.optimisers.items()},
-            "generator": generator.get_state(), "device": device, "threads": torch.get_num_threads(), "at": at,
-            "dataset_hash": info["hash"], "reference": info["reference"],
-        }, buffer)  # fmt: skip
+        moments = {name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()}
+        state = {"agent": agent.state_dict(), "optimisers": moments, "generator": generator.get_state(), "at": at}
+        state |= {"device": device, "threads": torch.get_num_threads(), "dataset_hash": info["hash"]}
+        torch.save(state | {"reference": info["reference"]}, buffer)
         content = buffer.getvalue()
         write(run_dir / f"checkpoint_{at['step']:010d}.pt", content + hashlib.sha256(content).digest())
         for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
@@ -875,6 +875,7 @@ def main(args: Args, flags: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one saves and stops, a second one kills
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     bar = tqdm(total=args.gradient_steps, initial=at["step"], disable=None, unit="update")  # on a terminal only
+    one_update = make_step(agent, data, args, generator, at["step"], at["step"] < at["warmup"])
     if not args.resume:
         checkpoint()
     while not stop:
@@ -886,9 +887,8 @@ def main(args: Args, flags: list[str]) -> None:
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})
             figures, loss = means(results), float(agent.diffusion_sum) / (step - at["evaluated"])
-            kept = {"diffusion_loss": loss, "warmup": at["evaluated"] < at["warmup"]}
-            at["history"].append({"step": step, **figures, **kept})
-            at["evaluated"] = step
+            in_warmup, at["evaluated"] = at["evaluated"] < at["warmup"], step
+            at["history"].append({"step": step, **figures, "diffusion_loss": loss, "warmup": in_warmup})
             agent.diffusion_sum.zero_()
             checkpoint()
             tqdm.write(f"update {step}: {', '.join(f'{name} {value:.1f}' for name, value in figures.items())}")
@@ -902,21 +902,21 @@ def main(args: Args, flags: list[str]) -> None:
             with torch.no_grad():
                 bound = chain_entropy_bound(agent.sde, agent.score, states, agent.chain_std, generator) / act_dim
             agent.target_entropy.copy_(bound.mean().clamp(max=math.log(2)))
+            one_update = make_step(agent, data, args, generator, step, False)
         if args.lr_decay:
             for name, rate in zip(agent.optimisers, (args.actor_lr, args.critic_lr)):
                 rate *= 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
-                agent.optimisers[name].param_groups[0]["lr"] = rate
-        batch, noise = draw_batch(data, args, generator)
-        update(agent, batch, noise, args, step, warmup=step < at["warmup"])
+                agent.optimisers[name].param_groups[0]["lr"].fill_(rate)
+        one_update()
         at["step"] = step = step + 1
         bar.update()
         if step % args.log_every == 0 or step == args.gradient_steps:  # the only lines that read from the device
-            large_q, count = check_finite(agent, step, run_dir), step - at["logged"]
+            large_q, updates = check_finite(agent, step, run_dir), step - at["logged"]
             if large_q >= at["logged"]:
                 tqdm.write(f"warning: |Q| > max |r| / (1 - gamma) = {agent.q_limit:.4g} from update {large_q} on")
-            row = {"step": step, **dict(zip(METRICS, (agent.metric_sum / count).tolist()))}
-            row["charts/actor_lr"] = agent.optimisers["actor"].param_groups[0]["lr"]
-            row |= {"charts/sps": count / (time.time() - mark), "charts/seconds": earlier + time.time() - start}
+            row = {"step": step, **dict(zip(METRICS, (agent.metric_sum / updates).tolist()))}
+            row |= {"charts/actor_lr": float(agent.optimisers["actor"].param_groups[0]["lr"])}
+            row |= {"charts/sps": updates / (time.time() - mark), "charts/seconds": earlier + time.time() - start}
             append_row(run_dir / "metrics.csv", row)
             agent.metric_sum.zero_()
             at["logged"], mark = step, time.time()
