@@ -584,7 +584,7 @@ def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tens
 def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
     task, cores, probe = TASKS[args.env_id], torch.get_num_threads(), make_env(TASKS[args.env_id])
-    num_envs = max(10, (args.eval_envs or 10 * cores) // 10 * 10)  # in tens: an episode keeps its row in `evaluate`
+    tens = max(1, (args.eval_envs or 10 * cores) // 10)  # so that an episode keeps its row in `evaluate`
     box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(probe.reset(seed=0)[0]).shape, np.float32)
     seconds = timeit.timeit(lambda: probe.step(probe.action_space.sample()), number=20) / 20
     # Processes save all but 1 / cores of a simulator's step, and talking to them costs some 0.15 ms: kitchen gains.
@@ -597,7 +597,7 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
         return gym.wrappers.TransformObservation(env, flatten_obs, box)
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, not for the simulators'
-    fns = [partial(make, i) for i in range(3 if film else min(num_envs, args.eval_episodes))]
+    fns = [partial(make, i) for i in range(3 if film else min(10 * tens, args.eval_episodes))]
     envs = gym.vector.AsyncVectorEnv(fns) if apart else gym.vector.SyncVectorEnv(fns)
     signal.signal(signal.SIGINT, handler)
     return envs

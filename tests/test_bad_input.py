@@ -63,7 +63,7 @@ def test_parser_errors_end_with_2():
 
 def test_no_cuda(mujoco, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "CUDA" in refuse(mujoco, capsys, "--device", "cuda")
+    assert "sees no GPU" in refuse(mujoco, capsys, "--device", "cuda")
 
 
 def test_missing_dataset_offers_both_ways(mujoco, capsys, monkeypatch):
@@ -72,7 +72,7 @@ def test_missing_dataset_offers_both_ways(mujoco, capsys, monkeypatch):
 
     monkeypatch.setattr(mujoco.minari, "download_dataset", offline)
     text = refuse(mujoco, capsys, *HOPPER)
-    assert "minari download mujoco/hopper/medium-v0" in text and "--dataset-id" in text and "no network" in text
+    assert "mujoco/hopper/medium-v0 is not on this machine" in text and "--dataset-id" in text and "no network" in text
 
 
 def test_task_without_a_minari_set_names_the_flag(mujoco, capsys):
@@ -170,7 +170,7 @@ def test_no_code_in_a_checkpoint_is_run(mujoco, small_run, capsys, tmp_path):
 
 
 def test_resume_of_another_task_or_size(mujoco, adroit, small_run, capsys, tmp_path):
-    assert "other tasks" in refuse(adroit, capsys, "--resume", small_run)
+    assert "holds a run of edq_mujoco.py" in refuse(adroit, capsys, "--resume", small_run)
     assert "env_id" in refuse(mujoco, capsys, "--resume", small_run, "--env-id", "walker2d-medium")
     assert "num_critics" in refuse(mujoco, capsys, "--resume", small_run, "--num-critics", 5)
     assert "gradient_steps" in refuse(mujoco, capsys, "--resume", small_run, "--gradient-steps", 2)
@@ -198,7 +198,7 @@ def test_no_whole_checkpoint(mujoco, small_run, capsys):
 
 def test_run_folders(mujoco, small_run, hopper_set, capsys, tmp_path):
     flags = (*HOPPER, *SHORT, "--dataset-id", hopper_set, "--run-dir")
-    assert "already" in refuse(mujoco, capsys, *flags, small_run)
+    assert "holds a run; --resume continues it" in refuse(mujoco, capsys, *flags, small_run)
     (tmp_path / "file").write_text("")
     assert "cannot write" in refuse(mujoco, capsys, *flags, tmp_path / "file" / "run")
     hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "

@@ -150,10 +150,10 @@ def test_results_do_not_depend_on_how_many_run_at_once(mujoco):
     torch.manual_seed(0)
     agent = mujoco.Agent(11, 3, base)
     runs = []
-    for eval_envs, episodes in ((10, 13), (13, 13), (50, 7)):
+    for eval_envs, episodes, together in ((3, 13, 10), (20, 13, 13), (50, 7, 7)):
         args = mujoco.replace(base, eval_envs=eval_envs, eval_episodes=episodes)
         envs = mujoco.vector_env(args)
-        assert envs.num_envs == min(eval_envs, episodes)
+        assert envs.num_envs == together
         runs.append(mujoco.evaluate(agent, envs, args, (0.0, 100.0), episodes))
         envs.close()
     assert runs[0] == runs[1] and runs[2] == runs[0][:7]
