@@ -2,7 +2,7 @@
 
     python results/precision.py runs/a runs/b ...
 
-Every run folder gives a row for fp32 and one for bf16: the error of the LCB against float64 on the run's own data states
+Every run folder gives a row for fp32 and one for bf16: the error of the LCB against float64 on the run's data states
 with K actions of its own policy, and what that error does to acting (how much probability the softmax over the K
 candidates moves, how often the best one changes); and the run's final score beside the precision it was trained in.
 The networks are the newest checkpoint's.

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,7 @@ class Args:
     seconds: float = 1.0  # length of a turn, at least one update
     threads: int | None = None  # CPU threads, by default torch's own choice
     acting: bool = True  # also evaluation: Hopper, M = 8, K = 50
+    together: tuple[int, ...] = (1, 2, 5)  # several runs at once, as plain processes
     other: str | None = None  # Python file of another implementation
     other_path: str = ""  # what its functions get as `path`
     out: str = str(ROOT / "results" / "records" / "speed.csv")
@@ -151,8 +153,8 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def time_update(args: Args, setting: dict, device: str) -> dict:
-    """One row: our update, its products alone, and the other side."""
+def prepare(args: Args, setting: dict, device: str) -> tuple[Callable, Products, FlopCounterMode, object]:
+    """Our update as a function of nothing, ready to be timed; its products and operations; its data."""
     import edq_mujoco as edq
 
     g, rows = torch.Generator(device).manual_seed(0), 100_000
@@ -173,10 +175,15 @@ def time_update(args: Args, setting: dict, device: str) -> dict:
     with FlopCounterMode(display=False) as flops, Products() as products:
         step()
     if setting["compile"] == "on":
-        run_args = edq.resolve(replace(plain, compile="on"), device)
-        step = edq.make_step(agent, data, run_args, g, 0, False)
-        for _ in range(6):
-            step()
+        step = edq.make_step(agent, data, edq.resolve(replace(plain, compile="on"), device), g, 0, False)
+    return step, products, flops, data
+
+
+def time_update(args: Args, setting: dict, device: str) -> dict:
+    """One row: our update, its products alone, and the other side."""
+    step, products, flops, data = prepare(args, setting, device)
+    for _ in range(6):
+        step()
     before = peak_memory(device, reset=True)
     for _ in range(3):
         step()
@@ -254,6 +261,56 @@ def time_acting(args: Args, setting: dict, device: str) -> dict:
         gains = [b / (a / n) for a, b in zip(times["evaluation"], times["other"])]
         row |= spread("times_faster_than_other", gains)
     return row
+
+
+def time_together(args: Args, setting: dict, device: str) -> dict:
+    """One of several processes: updates per second over `rounds` x `seconds`, begun when the parent says so."""
+    step = prepare(args, setting, device)[0]
+    for _ in range(6):
+        step()
+    print("READY", flush=True)
+    sys.stdin.readline()
+    updates, start = 0, time.perf_counter()
+    while time.perf_counter() - start < args.rounds * args.seconds:
+        step()
+        updates += 1
+        if device == "cuda" and updates % 100 == 0:
+            torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {**setting, "device": device, "updates_per_second": updates / (time.perf_counter() - start)}
+
+
+def run_together(args: Args, base: dict, flags: list[str], device: str) -> list[dict]:
+    """Rows of k runs at once: threads split between them, then (on a CPU) not; on a GPU also with CUDA MPS."""
+    rows, cores = [], torch.get_num_threads()
+    server = shutil.which("nvidia-cuda-mps-control") if device == "cuda" else None
+    for mps in (False, True) if server else (False,):
+        if mps and subprocess.run([server, "-d"]).returncode:
+            print("CUDA MPS cannot be started here", file=sys.stderr)
+            break
+        for M, k in itertools.product(dict.fromkeys((4, base["M"])), args.together):
+            splits = [max(1, cores // k)] + ([cores] if device == "cpu" and 1 < k else [])
+            for threads in dict.fromkeys(splits):
+                setting = json.dumps({**base, "what": "together", "M": M})
+                command = [sys.executable, __file__, "--setting", setting, *flags, f"--threads={threads}"]
+                pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                children = [subprocess.Popen(command, **pipes) for _ in range(k)]
+                for child in children:
+                    while child.stdout.readline().strip() not in ("READY", ""):
+                        pass
+                for child in children:
+                    child.stdin.write("go\n")
+                    child.stdin.flush()
+                texts = [child.communicate()[0] for child in children]
+                speeds = [json.loads(t.split("ROW ")[1])["updates_per_second"] for t in texts]
+                row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
+                row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
+                rows.append(row | {k: v for k, v in hardware(device).items() if k != "threads"})
+                print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        if mps:
+            subprocess.run([server], input="quit\n", text=True)
+    return rows
 
 
 def hardware(device: str) -> dict:
@@ -351,7 +408,7 @@ def main(args: Args) -> None:
         torch.set_num_threads(args.threads)
     if args.setting:  # a child process: one row, as JSON
         setting = json.loads(args.setting)
-        measure = time_acting if setting.pop("what") == "acting" else time_update
+        measure = {"update": time_update, "acting": time_acting, "together": time_together}[setting.pop("what")]
         print("ROW " + json.dumps(measure(args, setting, device) | hardware(device)))
         return
     todo = [{"what": "update", **setting} for setting in settings(args, device)]
@@ -376,6 +433,10 @@ def main(args: Args) -> None:
         for path, rows in ((out, updates), (out.with_stem(out.stem + "-acting"), acting)):
             if rows:
                 write_rows(path, rows)
+    if args.together:
+        base = {k: v for k, v in todo[0].items() if k != "what"}
+        flags = [f for f in flags if not f.startswith("--threads")]
+        write_rows(out.with_stem(out.stem + "-together"), run_together(args, base, flags, device))
     if args.plot and updates:
         plot(updates, args.plot)
 

@@ -192,7 +192,7 @@ def test_benchmark_counts_the_work_and_times_another_side(tmp_path):
     (tmp_path / "other.py").write_text(OTHER)
     command = [sys.executable, ROOT / "results" / "speed.py", "--critics", 3, "--steps", 5, "--batch", 64]
     command += ["--max-q", "False", "--compile", "off", "--precision", "fp32", "--entropy", "none", "--no-acting"]
-    command += ["--rounds", 2, "--seconds", 0.1, "--threads", 1, "--out", tmp_path / "speed.csv"]
+    command += ["--rounds", 2, "--seconds", 0.1, "--threads", 1, "--out", tmp_path / "speed.csv", "--together", 2]
     command += ["--plot", tmp_path / "speed.png"]
     command += ["--other", tmp_path / "other.py", "--other-path", "somewhere"]
     out = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -209,6 +209,9 @@ def test_benchmark_counts_the_work_and_times_another_side(tmp_path):
     assert float(row["gflop"]) == pytest.approx(2 * (critics + sampling + training) / 1e9, rel=1e-3)
     assert 29 < float(row["other_ms"]) < 60
     assert float(row["over_other"]) == pytest.approx(float(row["ms"]) / float(row["other_ms"]), rel=0.5)
+    with open(tmp_path / "speed-together.csv") as file:
+        both = next(r for r in csv.DictReader(file) if r["M"] == "3")
+    assert both["runs"] == "2" and float(both["updates_per_second_in_all"]) > float(both["slowest"]) > 0
     assert float(row["products_ms"]) < float(row["ms"]) and row["threads"] == "1" and row["torch"].startswith("2.")
 
 
