@@ -122,7 +122,7 @@ class Args:
     # --- evaluation and logging ---
     eval_every: int = 50_000  # updates between two evaluations; a checkpoint is written after each
     eval_episodes: int = 100  # episodes of one evaluation
-    eval_envs: int | None = None  # environments stepped together, in tens; default: 10 per core; results do not change
+    eval_envs: int | None = None  # environments stepped together; default: 10 per core; results do not change
     num_candidates: int = 50  # K, actions drawn per state when acting
     action_selection: Literal["softmax", "argmax"] = "softmax"  # how one of the K is chosen by its LCB
     log_every: int = 1000  # updates between two rows of metrics.csv
@@ -242,7 +242,7 @@ class QEnsemble(nn.Module):
         """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`; frozen: a gradient for the action, none for the weights."""
         x = torch.cat([obs, action], -1).expand(self.num_critics, -1, -1)  # [M, B, S + A], a view
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x, weight, bias = mish(x) if i > 0 else x, *((weight.detach(), bias.detach()) if frozen else (weight, bias))
+            x, (weight, bias) = mish(x) if i > 0 else x, (w.detach() if frozen else w for w in (weight, bias))
             if self.half and 0 < i < 3:  # bf16: only the two large products; input, head and all that follows are fp32
                 x = torch.bmm(x.bfloat16(), weight.bfloat16()).float().add_(bias)
             else:
@@ -579,7 +579,6 @@ def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tens
 def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
     task, cores, probe = TASKS[args.env_id], torch.get_num_threads(), make_env(TASKS[args.env_id])
-    tens = max(1, (args.eval_envs or 10 * cores) // 10)  # so that an episode keeps its row in `evaluate`
     box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(probe.reset(seed=0)[0]).shape, np.float32)
     seconds = timeit.timeit(lambda: probe.step(probe.action_space.sample()), number=20) / 20
     # Processes save all but 1 / cores of a simulator's step, and talking to them costs some 0.15 ms: kitchen gains.
@@ -592,7 +591,7 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
         return gym.wrappers.TransformObservation(env, flatten_obs, box)
 
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, not for the simulators'
-    fns = [partial(make, i) for i in range(3 if film else min(10 * tens, args.eval_episodes))]
+    fns = [partial(make, i) for i in range(3 if film else min(args.eval_envs or 10 * cores, args.eval_episodes))]
     envs = gym.vector.AsyncVectorEnv(fns) if apart else gym.vector.SyncVectorEnv(fns)
     signal.signal(signal.SIGINT, handler)
     return envs
@@ -600,33 +599,36 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
 
 def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
     """Results of `episodes` episodes, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
-    # Each has its own seed, noise and row in an actor batch of ten (other sizes round otherwise), however many run.
+    # Each has its own seed, noise and row of an actor batch of fixed size (others round otherwise), however many run.
     shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
-    results, n, rows, task = [], envs.num_envs, -(-envs.num_envs // 10) * 10, TASKS[args.env_id]
-    limit = task.env_kwargs.get("max_episode_steps", gym.spec(task.env).max_episode_steps)
+    results, n, task, device = [], envs.num_envs, TASKS[args.env_id], agent.obs_mean.device
+    steps, size = gym.spec(task.env).max_episode_steps, 100 if device.type == "cuda" else 10
+    steps = task.env_kwargs.get("max_episode_steps", steps)
     for first in range(0, episodes, n):
-        seeds = [(args.seed + 100) * 10_000 + first + i for i in range(rows)]
+        own = slice(first % size, first % size + n)  # rows of these episodes in one or more batches
+        seeds = [(args.seed + 100) * 10_000 + first - own.start + i for i in range(-(-own.stop // size) * size)]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rewards, running = [[] for _ in seeds], np.arange(rows) < min(n, episodes - first)
-        obs, padded = envs.reset(seed=seeds[:n])[0], torch.zeros(rows, len(agent.obs_mean))
-        action, clock = np.zeros((rows, shape[-1]), np.float32), []
+        rewards, running, clock = [[] for _ in seeds], np.zeros(len(seeds), bool), []
+        running[own][: episodes - first] = True
+        obs, padded = envs.reset(seed=seeds[own])[0], torch.zeros(len(seeds), len(agent.obs_mean))
+        action = np.zeros((len(seeds), shape[-1]), np.float32)
         while running.any() and not stop:
             clock.append(time.time())
             if (first, len(clock)) == (0, 5):  # three steps, without the first one's compiling, tell the pace
-                most = (clock[4] - clock[1]) / 3 * limit * math.ceil(episodes / n)
-                tqdm.write(f"evaluation: {episodes} episodes, {n} at a time, {limit} steps or less: up to {most:.0f} s")
-            padded[:n] = torch.from_numpy(obs)
+                most = (clock[4] - clock[1]) / 3 * steps * math.ceil(episodes / n)
+                tqdm.write(f"evaluation: {episodes} episodes, {n} at a time, {steps} steps or less: up to {most:.0f} s")
+            padded[own] = torch.from_numpy(obs)
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators], 1)  # [T, rows, K, A]
             u = torch.stack([torch.rand((), generator=g) for g in generators])
-            for ten in (slice(i, i + 10) for i in range(0, rows, 10) if running[i : i + 10].any()):
-                inputs = (x.to(agent.obs_mean.device) for x in (padded[ten], noise[:, ten], u[ten]))
-                action[ten] = act(agent, *inputs, args).numpy(force=True)
-            obs, reward, terminated, truncated, _ = envs.step(action[:n])
+            for rows in (slice(i, i + size) for i in range(0, len(seeds), size) if running[i : i + size].any()):
+                inputs = (x.to(device) for x in (padded[rows], noise[:, rows], u[rows]))
+                action[rows] = act(agent, *inputs, args).numpy(force=True)
+            obs, reward, terminated, truncated, _ = envs.step(action[own])
             for i in np.flatnonzero(running):
-                rewards[i].append(float(reward[i]))
-            running[:n] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
-        for i in range(min(n, episodes - first)):
-            results.append({"episode": first + i, "seed": seeds[i], **episode_result(rewards[i], reference)})
+                rewards[i].append(float(reward[i - own.start]))
+            running[own] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
+        for episode, i in zip(range(first, episodes), range(own.start, own.stop)):
+            results.append({"episode": episode, "seed": seeds[i], **episode_result(rewards[i], reference)})
     return [] if stop else results
 
 
@@ -794,7 +796,6 @@ def main(args: Args, flags: list[str]) -> None:
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args = resolve(args, device)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # or every new tensor is first written with NaN
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
     envs = vector_env(args)
     (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape

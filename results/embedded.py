@@ -43,7 +43,8 @@ def collect(folders: list[Path]) -> tuple[list[dict], list[dict]]:
             "what": args["preset"], "seed": args["seed"], "success": last["score"],
             "steps_to_goal": last["steps_to_goal"], "best": summary["best"]["score"],
             "episodes": args["eval_episodes"], "updates": last["step"], "seconds": round(seconds),
-            "threads": run["threads"], "dataset": data["hash"], "torch": run["versions"]["torch"],
+            "threads": run["threads"], "compile": args["compile"], "precision": args["precision"],
+            "dataset": data["hash"], "torch": run["versions"]["torch"],
             "system": str(run["system"]).replace(",", ""),
         })  # fmt: skip
         for step in sorted({int(e["step"]) for e in episodes}):
