@@ -522,10 +522,10 @@ def resolve(args: Args, device: str) -> Args:
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
     compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
-    fail("--precision tf32 is a GPU's", when=(args.precision, device) == ("tf32", "cpu"))
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
-    if args.precision == "bf16" and not fast:
-        print(f"note: this {device} has no bf16 instructions; --precision bf16 may be 80 times slower than fp32 on it")
+    notes = {"bf16": not fast and "may be 80 times slower than fp32", "tf32": device == "cpu" and "is the same as fp32"}
+    if note := notes.get(args.precision):
+        print(f"note: --precision {args.precision} {note} on this {device}, which has no instructions for it")
     if args.precision == "auto":
         args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
     if args.compile == "auto":
