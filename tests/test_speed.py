@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from conftest import ROOT, hopper_episodes, run_script, write_dataset
 from test_numerics import small_batch
 from test_runs import TINY, same_run
 
-COMPILER = shutil.which("g++")
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+COMPILER = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler, or no Python headers")
 SETTINGS = {
     "released": dict(entropy_estimator="released", max_q_backup=True),
     "chain": dict(entropy_estimator="chain", ent_coef="auto", target_entropy=0.1, policy_action="chain"),
