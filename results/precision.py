@@ -61,13 +61,14 @@ def errors(run: Path, states: int) -> list[dict]:
         q = q_net(obs.to(dtype), action.to(dtype)).double()
         return edq.lower_confidence_bound(q, args.lcb_coef).unflatten(0, (-1, K)), q
 
+    data_id = ",".join(Path(x).name if x[0] == "/" else x for x in summary["data"]["id"].split(","))
     exact, q = lcb("fp64")
     rows = []
     for precision in ("fp32", "bf16"):
         value, _ = lcb(precision)
         moved = 0.5 * (value.softmax(1) - exact.softmax(1)).abs().sum(1)
         rows.append({
-            "run": run.name, "task": args.env_id, "data": summary["data"]["id"].replace(str(ROOT) + "/", ""),
+            "run": run.name, "task": args.env_id, "data": data_id,
             "data_hash": summary["data"]["hash"], "M": args.num_critics, "seed": args.seed,
             "updates": args.gradient_steps, "trained_in": args.precision, "score": summary["last"]["score"],
             "standard_error": summary["last"]["standard_error"], "lcb_in": precision,

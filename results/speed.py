@@ -9,7 +9,7 @@ its range, and the median and range of the ratios round by round. Rows go to a C
 hardware and the versions; the plot shows how the cost grows with M and with T (the paper's Table 5).
 
 The other side is a Python file with `make_update(setting, data, path)`, which returns a function that makes one update,
-and `make_act(setting, path)`, which returns one that maps an observation to an action.
+and `make_act(setting, path)`, which returns one that maps an observation to an action; LABEL is its name in the plot.
 """
 
 import csv
@@ -351,7 +351,7 @@ def settings(args: Args, device: str) -> list[dict]:
     return [dict(x) for x in dict.fromkeys(tuple(setting.items()) for setting in found)]
 
 
-def plot(rows: list[dict], path: str) -> None:
+def plot(rows: list[dict], path: str, label: str = "other side") -> None:
     """Cost against M and against T: ours compiled in each precision, eager, and the other side."""
     import matplotlib
 
@@ -370,7 +370,7 @@ def plot(rows: list[dict], path: str) -> None:
             lines.setdefault(kind, {}).setdefault(int(row[x]), row)
             if row.get("other_ms") and row["compile"] == first["compile"]:
                 other = {"ms": row["other_ms"], "ms_min": row["other_ms_min"], "ms_max": row["other_ms_max"]}
-                lines.setdefault("other side, fp32", {}).setdefault(int(row[x]), other)
+                lines.setdefault(f"{label}, fp32", {}).setdefault(int(row[x]), other)
         for kind, points in sorted(lines.items()):
             xs = sorted(points)
             ms, low, high = ([float(points[v][k]) for v in xs] for k in ("ms", "ms_min", "ms_max"))
@@ -438,7 +438,7 @@ def main(args: Args) -> None:
         flags = [f for f in flags if not f.startswith("--threads")]
         write_rows(out.with_stem(out.stem + "-together"), run_together(args, base, flags, device))
     if args.plot and updates:
-        plot(updates, args.plot)
+        plot(updates, args.plot, getattr(other_side(args), "LABEL", "other side") if args.other else "")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+LABEL = "authors' code"
+
 
 def make_agent(setting: dict, obs_dim: int, act_dim: int, path: str, device: str):
     """Their agent with the loss, the clamp and the coefficients that speed.py gives ours."""
