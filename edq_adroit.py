@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2", "mujoco==3.3.7",
-#     "minari[hdf5,hf]==0.5.4", "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1",
+#     "minari[hdf5,hf]==0.5.4", "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1", "matplotlib==3.11.2",
 # ]
 # ///
 """EDQ on the Adroit hand and the Franka kitchen: offline RL with an entropy-regularised diffusion policy, Q-ensemble.
@@ -157,7 +157,7 @@ TASKS = {
 }
 for data in ("complete", "partial", "mixed"):  # four things to do in an episode; its return counts those done
     todo = ["microwave", "kettle", "light switch", "bottom burner" if data == "mixed" else "slide cabinet"]
-    kwargs, name = dict(tasks_to_complete=todo, max_episode_steps=280), f"kitchen-{data}"
+    kwargs, name = dict(tasks_to_complete=todo, max_episode_steps=280, d4rl_obs=False), f"kitchen-{data}"
     TASKS[name] = Task("FrankaKitchen-v1", kwargs, f"D4RL/kitchen/{data}-v2", (0.0, 4.0), name, KITCHEN)
 # Diffusion-QL's own eta and gradient clip (Wang et al. 2023). It sums the errors of its two critics where we take the
 # mean, so for the critics its clip g amounts to g / 2 here; kitchen-complete it trains for 250,000 updates: said, not
@@ -172,7 +172,11 @@ SCORE, SUCCESS_ENDS = "D4RL-normalised score", False  # whether a reward above 0
 
 def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
     """The simulator, from our own table: an environment spec out of a file could run any code."""
-    return gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **task.env_kwargs)
+    kwargs = {key: value for key, value in task.env_kwargs.items() if key != "d4rl_obs"}
+    env = gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **kwargs)
+    if task.env_kwargs.get("d4rl_obs"):  # D4RL's kitchen shows no velocities: 9 numbers of the robot, 21 of objects
+        env = gym.wrappers.TransformObservation(env, lambda obs: obs["observation"][np.r_[0:9, 18:39]], None)
+    return env
 
 
 def flatten_obs(obs: np.ndarray | dict) -> np.ndarray:
@@ -186,12 +190,18 @@ def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[
     return {"score": 100 * (total - low) / (high - low), "return": total, "length": len(rewards)}
 
 
-def check_metadata(spec: dict, eval_spec: dict, task: Task) -> None:
+def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     """Compare where the data come from with where the policy will act; specs are JSON, and never made into anything."""
     if spec.get("id") != task.env:
         print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
     if (limit := task.env_kwargs["max_episode_steps"]) != (theirs := (eval_spec or spec).get("max_episode_steps")):
         print(f"note: the dataset's time limit is {theirs} steps, the policy is scored at D4RL's, {limit}")
+    if "d4rl_obs" in task.env_kwargs:
+        task = task._replace(env_kwargs=task.env_kwargs | {"d4rl_obs": "d4rl" in metadata})
+    return task
+
+
+draw_paths = None  # only mazes have a picture
 
 
 # --- shared: algorithm and plumbing ---
@@ -272,9 +282,8 @@ class MeanRevertingSDE:
         step_var, var, var_before = (-torch.expm1(-2 * x) for x in (theta, bar, before))  # 1 - A^2, 1 - B^2, 1 - C^2
         self.num_steps, w_t, w_0 = num_steps, torch.exp(-theta) * var_before / var, torch.exp(-before) * step_var / var
         tables = dict(theta_dt=theta, theta_bar=bar, sigma=var.sqrt(), w_t=w_t, w_0=w_0)
-        for name, table in (
-            tables | {"posterior_var": step_var * var_before / var}
-        ).items():  # built in float64, then cast: in float32 theta'_1 is off by 1e-4 at T = 100
+        tables["posterior_var"] = step_var * var_before / var
+        for name, table in tables.items():  # cast only now: built in float32, theta'_1 would be off by 1e-4 at T = 100
             setattr(self, name, table.to(device, torch.float32))
 
     def perturb(self, a0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
@@ -394,6 +403,7 @@ class Agent(nn.Module):
         self.register_buffer("obs_std", torch.ones(obs_dim))  # for --normalize-obs
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last row of metrics.csv
         self.register_buffer("diffusion_sum", torch.zeros(()))  # since the last evaluation
+        self.register_buffer("states", torch.zeros(4000, obs_dim))  # a sample of the data, for pictures
         self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
         self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
         self.to(device)
@@ -597,13 +607,13 @@ def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
     return envs
 
 
-def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=()) -> list[dict]:
-    """Results of `episodes` episodes, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
+def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=(), run_dir=None):
+    """Results of `episodes` episodes, a dict each, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
     # Each has its own seed, noise and row of an actor batch of fixed size (others round otherwise), however many run.
     shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
-    results, n, task, device = [], envs.num_envs, TASKS[args.env_id], agent.obs_mean.device
-    steps, size = gym.spec(task.env).max_episode_steps, 100 if device.type == "cuda" else 10
-    steps = task.env_kwargs.get("max_episode_steps", steps)
+    results, paths, task, device = [], [], TASKS[args.env_id], agent.obs_mean.device
+    n, size = envs.num_envs, 100 if device.type == "cuda" else 10
+    steps = task.env_kwargs.get("max_episode_steps") or gym.spec(task.env).max_episode_steps
     for first in range(0, episodes, n):
         own = slice(first % size, first % size + n)  # rows of these episodes in one or more batches
         seeds = [(args.seed + 100) * 10_000 + first - own.start + i for i in range(-(-own.stop // size) * size)]
@@ -611,7 +621,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
         rewards, running, clock = [[] for _ in seeds], np.zeros(len(seeds), bool), []
         running[own][: episodes - first] = True
         obs, padded = envs.reset(seed=seeds[own])[0], torch.zeros(len(seeds), len(agent.obs_mean))
-        action = np.zeros((len(seeds), shape[-1]), np.float32)
+        action, visited = np.zeros((len(seeds), shape[-1]), np.float32), [[o] for o in obs]
         while running.any() and not stop:
             clock.append(time.time())
             if (first, len(clock)) == (0, 5):  # three steps, without the first one's compiling, tell the pace
@@ -626,9 +636,13 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
             obs, reward, terminated, truncated, _ = envs.step(action[own])
             for i in np.flatnonzero(running):
                 rewards[i].append(float(reward[i - own.start]))
+                visited[i - own.start].append(obs[i - own.start])
             running[own] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
         for episode, i in zip(range(first, episodes), range(own.start, own.stop)):
             results.append({"episode": episode, "seed": seeds[i], **episode_result(rewards[i], reference)})
+            paths.append(np.array(visited[i - own.start]))  # [steps + 1, S]
+    if draw_paths and run_dir and not stop:
+        write(run_dir / "evaluation.png", draw_paths(args, results, paths, agent.states.numpy(force=True)))
     return [] if stop else results
 
 
@@ -641,15 +655,14 @@ def means(results: list[dict]) -> dict[str, float]:
 
 def fail(sentence: str, error: Exception | None = None, when: bool = True):
     """Bad input: one sentence, exit code 2."""
-    if not when:
-        return
-    why = f" ({type(error).__name__}: {error})".splitlines()[0][:200] if error else ""
-    print(f"error: {sentence}{why}", file=sys.stderr)
-    sys.exit(2)
+    if when:
+        why = f" ({type(error).__name__}: {error})".splitlines()[0][:200] if error else ""
+        print(f"error: {sentence}{why}", file=sys.stderr)
+        sys.exit(2)
 
 
-def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[Transitions, dict]:
-    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them."""
+def load_dataset(args: Args, device: str) -> tuple[Transitions, dict]:
+    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them; fits the task."""
     task, parts, results, reference = TASKS[args.env_id], [], [], None
     ids = args.dataset_id or task.dataset or fail(f"Minari has no {args.env_id}: name a dataset with --dataset-id")
     for dataset_id in ids.split(","):
@@ -673,15 +686,15 @@ def load_dataset(args: Args, obs_dim: int, act_dim: int, device: str) -> tuple[T
                 end = e.terminations | (reward > 0) if SUCCESS_ENDS else e.terminations
                 parts.append((obs[:-1], action, reward, obs[1:], end))
                 results.append(episode_result(reward, reference or task.reference))
-            if (total := sum(len(part[1]) for part in parts[before:])) != metadata["total_steps"]:
-                raise ValueError("the number of steps is not what its metadata says")
-            if not total:
-                raise ValueError("it is empty")
-            check_metadata(*(json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec")), task)
+            if not 0 < sum(len(part[1]) for part in parts[before:]) == metadata["total_steps"]:
+                raise ValueError("it is empty, or not as long as its metadata say")
+            specs = (json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec"))
+            fitted = fit_task(metadata, *specs, task)
         except Exception as error:  # network, hub, h5py, JSON and Minari fail in many ways
             fail(f"dataset {dataset_id} {what}", error)
-        got, ours = (parts[-1][0].shape[1], parts[-1][1].shape[1]), (obs_dim, act_dim)
-        fail(f"{dataset_id} has {got} observations and actions, {args.env_id} has {ours}", when=got != ours)
+        alike = fitted == task and all(a.shape[1:] == b.shape[1:] for a, b in zip(parts[0], parts[-1]))
+        fail(f"{dataset_id} is of another simulator than the sets before it", when=before > 0 and not alike)
+        TASKS[args.env_id] = task = fitted
     obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
     fail(f"dataset {ids} has NaN or infinite numbers in it", when=not all(np.isfinite(x).all() for x in flat))
     info = {"id": ids, "hash": hashlib.sha256(b"".join(x.tobytes() for x in flat)).hexdigest()[:16]}
@@ -740,6 +753,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         try:
             run = json.loads(Path(run_dir, "run.json").read_text())
             flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
+            simulator, kwargs = run["simulator"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"there is no run in {run_dir}", error)
         fail(f"{run_dir} holds a run of {run.get('script')}", when=run.get("script") != Path(__file__).name)
@@ -749,6 +763,10 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
         fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
     task = TASKS[env_id]
+    if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
+        strange = simulator[:-1] != task.env[:-1] or kwargs.keys() != task.env_kwargs.keys()
+        fail(f"{run_dir} names another simulator than {env_id} has", when=strange)
+        TASKS[env_id] = task._replace(env=simulator, env_kwargs=kwargs)
     row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
     args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
     args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
@@ -797,19 +815,23 @@ def main(args: Args, flags: list[str]) -> None:
     args = resolve(args, device)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
+    if not args.evaluate:  # before the simulators, as a maze may come with its data
+        fail(f"{run_dir} holds a run; --resume continues it", when=not args.resume and (run_dir / "run.json").exists())
+        data, info = load_dataset(args, device)
     envs = vector_env(args)
     (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
     torch.manual_seed(args.seed)  # for the network weights; all later noise comes from generators of our own
     agent, generator = Agent(obs_dim, act_dim, args, device), torch.Generator(device).manual_seed(args.seed)
     if args.evaluate:
         state = load_checkpoint(run_dir, agent)
-        figures = means(evaluate(agent, envs, args, state["reference"], args.eval_episodes))
+        figures = means(evaluate(agent, envs, args, state["reference"], args.eval_episodes, run_dir=run_dir))
         print(f"update {state['at']['step']}:", *(f"{k} {v:.6g}" for k, v in figures.items()), f"(score: {SCORE})")
         if args.capture_video:
             evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
         return
-    fail(f"{run_dir} holds a run; --resume continues it", when=not args.resume and (run_dir / "run.json").exists())
-    data, info = load_dataset(args, obs_dim, act_dim, device)
+    got, ours = (data.obs.shape[1], data.action.shape[1]), (obs_dim, act_dim)
+    fail(f"{info['id']} has {got} observations and actions, {args.env_id} has {ours}", when=got != ours)
+    agent.states.copy_(data.obs[torch.linspace(0, len(data.obs) - 1, len(agent.states)).long()])
     agent.q_limit.fill_(float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9))  # no return can be larger
     if args.normalize_obs:
         agent.obs_mean.copy_(data.obs.mean(0))
@@ -846,10 +868,10 @@ def main(args: Args, flags: list[str]) -> None:
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     write(run_dir / "run.json", json.dumps({
         "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
-        "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info, "threads": torch.get_num_threads(),
+        "simulator": TASKS[args.env_id][:2], "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info,
+        "threads": torch.get_num_threads(), "gpu": device == "cuda" and torch.cuda.get_device_name(),
         "versions": {p: importlib.metadata.version(p) for p in "torch numpy gymnasium mujoco minari".split()},
         "system": [sys.version.split()[0], os.uname().release, torch.backends.cpu.get_cpu_capability()],
-        "gpu": device == "cuda" and torch.cuda.get_device_name(),
     }, indent=1).encode())  # fmt: skip
     print(f"{args.env_id} (--env-id names another) on {device}, the row of {TASKS[args.env_id].like}, in {run_dir}")
     print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))
@@ -878,7 +900,7 @@ def main(args: Args, flags: list[str]) -> None:
         step = at["step"]
         if step > at["evaluated"] and (step % args.eval_every == 0 or step == args.gradient_steps):
             pause = time.time()
-            if not (results := evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop)):
+            if not (results := evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop, run_dir)):
                 break
             for result in results:
                 append_row(run_dir / "evaluations.csv", {"step": step, **result})

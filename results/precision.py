@@ -41,7 +41,7 @@ def load(run: Path):
     obs_dim, act_dim = len(edq.flatten_obs(env.reset(seed=0)[0])), env.action_space.shape[0]
     agent = edq.Agent(obs_dim, act_dim, args)
     edq.load_checkpoint(run, agent)
-    data, _ = edq.load_dataset(args, obs_dim, act_dim, "cpu")
+    data, _ = edq.load_dataset(args, "cpu")
     return edq, args, agent, data, json.loads((run / "summary.json").read_text())
 
 

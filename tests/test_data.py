@@ -11,7 +11,9 @@ from conftest import episode, hopper_episodes, write_dataset
 
 def load(module, folder, env_id, obs_dim, act_dim, **changes):
     args = module.replace(module.Args(), **(module.TASKS[env_id].row | dict(env_id=env_id, dataset_id=str(folder))))
-    return module.load_dataset(module.replace(args, **changes), obs_dim, act_dim, "cpu")
+    data, info = module.load_dataset(module.replace(args, **changes), "cpu")
+    assert (data.obs.shape[1], data.action.shape[1]) == (obs_dim, act_dim)
+    return data, info
 
 
 def test_no_transition_crosses_an_episode_and_truncation_is_no_terminal(mujoco, tmp_path):
@@ -87,19 +89,62 @@ def test_maze_observations_and_success(antmaze, tmp_path, ant):
     assert info["mean_score"] == 50 and info["mean_steps_to_goal"] == 2
 
 
-def test_data_from_another_maze_are_refused(antmaze, tmp_path, capsys):
-    folder = write_dataset(tmp_path / "set", [maze_episode([0, 1], False)], {"id": "PointMaze_Large-v3", "kwargs": {}})
-    with pytest.raises(SystemExit) as stop:
-        load(antmaze, folder, "pointmaze-umaze", 6, 2)
-    assert stop.value.code == 2 and "another maze" in capsys.readouterr().err
+RING = [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
 
 
-def test_evaluation_spec_is_named_and_not_followed(antmaze, tmp_path, capsys):
-    other = json.dumps(json.loads(gym.spec("PointMaze_UMaze-v3").to_json()) | {"kwargs": {"continuing_task": True}})
-    spec = {"id": "PointMaze_UMaze-v3", "kwargs": {}}
-    folder = write_dataset(tmp_path / "set", [maze_episode([0, 1], False)], spec, eval_env_spec=other)
+def maze_spec(cells, **changes) -> dict:
+    kwargs = {"maze_map": cells, "continuing_task": True}
+    return json.loads(gym.spec("PointMaze_UMaze-v3").to_json()) | {"kwargs": kwargs} | changes
+
+
+def test_a_maze_comes_with_its_data(antmaze, tmp_path):
+    """Walls, start, goal and time limit are those of the evaluation spec, whatever the task is called."""
+    scored = [list(line) for line in RING]
+    scored[1][1], scored[2][2] = "r", "g"
+    specs = dict(eval_env_spec=json.dumps(maze_spec(scored, max_episode_steps=77)))
+    folder = write_dataset(tmp_path / "set", [maze_episode([0, 1], False)], maze_spec(RING), **specs)
     load(antmaze, folder, "pointmaze-umaze", 6, 2)
-    assert "not followed" in capsys.readouterr().out
+    env = antmaze.make_env(antmaze.TASKS["pointmaze-umaze"])
+    assert env.spec.max_episode_steps == 77 and env.unwrapped.maze.map_width == 4
+    obs = env.reset(seed=0)[0]  # cells of 1 m, noise of 0.25 m
+    assert np.abs(obs["achieved_goal"] - (-0.5, 0.5)).max() < 0.26
+    assert np.abs(obs["desired_goal"] - (0.5, -0.5)).max() < 0.26
+    load(antmaze, folder, "pointmaze-umaze", 6, 2)  # as when a run is resumed
+    assert antmaze.TASKS["pointmaze-umaze"].env_kwargs["maze_map"] == scored
+    env.close()
+
+
+def test_mazes_that_do_not_fit_are_refused(antmaze, tmp_path, capsys):
+    other, umaze = {"id": "PointMaze_Large-v3", "kwargs": {}}, {"id": "PointMaze_UMaze-v3", "kwargs": {}}
+    nowhere = write_dataset(tmp_path / "nowhere", [maze_episode([0, 1], False)], other)
+    with pytest.raises(SystemExit) as stop:
+        load(antmaze, nowhere, "pointmaze-umaze", 6, 2)
+    assert stop.value.code == 2 and "another maze" in capsys.readouterr().err
+    here = write_dataset(tmp_path / "here", [maze_episode([0, 1], False)], umaze)
+    scored = json.dumps(maze_spec([["r", "g"], [0, 0]]))
+    there = write_dataset(
+        tmp_path / "there", [maze_episode([0, 1], False)], maze_spec([[0, 0]] * 2), eval_env_spec=scored
+    )
+    with pytest.raises(SystemExit) as stop:
+        load(antmaze, f"{here},{there}", "pointmaze-umaze", 6, 2)
+    assert stop.value.code == 2 and "another simulator" in capsys.readouterr().err
+
+
+def test_the_ant_of_d4rl(antmaze, mujoco, tmp_path):
+    """Data that say they are D4RL's are scored with its ant, and locomotion data of version 4 in version 4."""
+    spec, episodes = {"id": "AntMaze_UMaze-v4", "kwargs": {}}, [maze_episode([0, 1], True)]
+    models = []
+    for name, metadata in (("ours", {}), ("theirs", {"d4rl": "antmaze-umaze-v2"})):
+        load(antmaze, write_dataset(tmp_path / name, episodes, spec, **metadata), "antmaze-umaze", 31, 8)
+        env = antmaze.make_env(antmaze.TASKS["antmaze-umaze"])
+        env.reset(seed=0)
+        env.step(np.ones(8, np.float32))
+        model, data = env.unwrapped.ant_env.model, env.unwrapped.ant_env.data
+        models.append((model.opt.timestep, float(data.qfrc_actuator.max()), round(float(data.time), 6)))
+        env.close()
+    assert models == [(0.01, 150.0, 0.05), (0.02, 30.0, 0.1)]  # seconds a substep, torque, seconds a step
+    load(mujoco, write_dataset(tmp_path / "hopper", hopper_episodes(), {"id": "Hopper-v4"}), "hopper-medium", 11, 3)
+    assert mujoco.TASKS["hopper-medium"].env == "Hopper-v4"
 
 
 def test_kitchen_observation_is_flat_and_scores_count_tasks(adroit, tmp_path):

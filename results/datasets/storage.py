@@ -1,7 +1,7 @@
 """Write episodes as a local dataset in Minari's format: compressed, in constant memory, whole or not at all.
 
 Shared by the generators beside it. Minari's own writer is not used, as it does not compress, refuses a relative
-MINARI_DATASETS_PATH, and leaves half a dataset behind when it is stopped; what comes out is loaded by `minari.load_dataset`.
+MINARI_DATASETS_PATH, and leaves half a dataset behind when it is stopped. `minari.load_dataset` reads what comes out.
 """
 
 import importlib.metadata
@@ -58,9 +58,9 @@ def box_space(observations: dict | np.ndarray) -> gym.Space:
 def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, eval_env: EnvSpec, **metadata) -> dict:
     """Write all episodes and rename the result to `folder` at the end; returns the metadata.
 
-    An episode is a dict of observations (array or dict of arrays, `[N + 1, ...]`), actions `[N, A]` in [-1, 1], rewards,
-    terminations and truncations `[N]`, and, where there are any, infos (a dict of arrays), seed and options. `metadata`
-    are further entries of metadata.json, such as ref_min_score. Anything raised on the way removes what was written.
+    An episode is a dict of observations (array or dict of arrays, `[N + 1, ...]`), actions `[N, A]` in [-1, 1],
+    rewards, terminations and truncations `[N]`, and, where there are any, infos (a dict of arrays) and a seed.
+    `metadata` are further entries of metadata.json, such as ref_min_score. Anything raised on the way removes what was written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     count = steps = 0
@@ -73,7 +73,8 @@ def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, 
                     obs_space, act_dim = box_space(episode["observations"]), episode["actions"].shape[1]
                 group, length = file.create_group(f"episode_{count - 1}"), len(episode["rewards"])
                 group.attrs.update({"id": count - 1, "total_steps": length})
-                group.attrs.update({key: episode[key] for key in ("seed",) if key in episode})
+                if "seed" in episode:
+                    group.attrs["seed"] = episode["seed"]
                 for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
                     if name in episode:
                         put(group, name, episode[name])
