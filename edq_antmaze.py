@@ -216,11 +216,12 @@ def draw_paths(args: Args, results: list[dict], paths: list[np.ndarray], states:
     from matplotlib.figure import Figure  # here, as it takes half a second
 
     walls = np.array([[cell == 1 for cell in line] for line in TASKS[args.env_id].env_kwargs["maze_map"]])
-    ant = states.shape[1] == 31
-    (y, x), xy = np.array(walls.shape) * (2 if ant else 0.5), slice(27, 29) if ant else slice(0, 2)
+    walls, (scale, xy) = walls[1:-1, 1:-1], (4, slice(27, 29)) if states.shape[1] == 31 else (1, slice(0, 2))
+    y, x = np.array(walls.shape) * scale / 2
     fig = Figure(figsize=(6, 6 * y / x + 0.6), dpi=150, layout="constrained")
     ax = fig.add_subplot(xticks=[], yticks=[], title=f"{args.env_id}, {args.preset}, seed {args.seed}")
-    ax.imshow(walls, "Greys", vmax=1.6, extent=(-x, x, -y, y))
+    ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))
+    ax.spines[:].set(lw=5, color="0.53")
     ax.plot(*states[:, xy].T, ".", color="0.75", ms=2, label="data")
     for arrived, colour, word in ((False, "#c7522a", "did not arrive"), (True, "#0b6e99", "arrived")):
         lines = [np.vstack([p[:, xy], [[np.nan] * 2]]) for p, r in zip(paths, results) if (r["score"] > 0) == arrived]

@@ -60,7 +60,7 @@ def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, 
 
     An episode is a dict of observations (array or dict of arrays, `[N + 1, ...]`), actions `[N, A]` in [-1, 1],
     rewards, terminations and truncations `[N]`, and, where there are any, infos (a dict of arrays) and a seed.
-    `metadata` are further entries of metadata.json, such as ref_min_score. Anything raised on the way removes what was written.
+    `metadata` are further entries of metadata.json, such as ref_min_score. An exception removes what was written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     count = steps = 0

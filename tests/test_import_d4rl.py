@@ -1,0 +1,220 @@
+"""Files written in D4RL's layout come out as the rows of its `qlearning_dataset`, through import and loader."""
+
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import minari
+import numpy as np
+import pytest
+from conftest import ROOT, run_script
+
+SCRIPT = ROOT / "results" / "datasets" / "import_d4rl.py"
+WIDTHS = {"hopper": (11, 3), "antmaze": (29, 8), "pen": (45, 24), "kitchen": (60, 9)}
+
+
+def made_file(path, family, rows=60, terminals=(), timeouts=None, seed=0, **more):
+    """A file of random numbers in D4RL's layout."""
+    rng, (obs_dim, act_dim) = np.random.default_rng(seed), WIDTHS[family]
+    columns = {
+        "observations": rng.normal(size=(rows, obs_dim)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (rows, act_dim)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "terminals": np.isin(np.arange(rows), terminals),
+    }
+    if timeouts is not None:
+        columns["timeouts"] = np.isin(np.arange(rows), timeouts)
+    with h5py.File(path, "w") as file:
+        for key, value in (columns | more).items():
+            file.create_dataset(key, data=value, compression="gzip")
+    return columns | more
+
+
+def rows_of_d4rl(columns, limit):
+    """What D4RL's function keeps, one row after the other: indices of transitions, and whether each is terminal."""
+    kept, steps = [], 0
+    for i in range(len(columns["rewards"]) - 1):
+        over = columns["timeouts"][i] if "timeouts" in columns else steps == limit - 1
+        if over:
+            steps = 0
+            continue
+        if columns["terminals"][i]:
+            steps = 0
+        kept.append(i)
+        steps += 1
+    return kept
+
+
+def run_import(folder, *flags):
+    command = [sys.executable, str(SCRIPT), *map(str, flags)]
+    env = {"MINARI_DATASETS_PATH": str(folder), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def loaded(module, folder, env_id):
+    args = module.replace(module.Args(), **(module.TASKS[env_id].row | dict(env_id=env_id, dataset_id=str(folder))))
+    return module.load_dataset(module.replace(args, reward="raw"), "cpu")
+
+
+CASES = {  # file name, family, task, terminals, timeouts (None: the file has none), id
+    "hopper": ("hopper_medium_replay-v2", "hopper-medium-replay", (9, 10, 44), (20, 21, 59), "hopper/medium-replay-v2"),
+    "hopper-open-end": ("hopper_medium-v2", "hopper-medium", (30, 59), (10,), "hopper/medium-v2"),
+    "both-at-once": ("hopper_expert-v2", "hopper-expert", (20, 58), (20, 57), "hopper/expert-v2"),
+    "pen": ("pen-v0_demos_clipped", "pen-human", (), (29, 59), "pen/human-v0"),
+    "pen-cloned": ("pen-cloned-v1", "pen-cloned", (12,), (40,), "pen/cloned-v1"),
+    "kitchen": ("mini_kitchen_microwave_kettle_light_slider-v0", "kitchen-complete", (350, 599), None,
+                "kitchen/complete-v0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_those_of_qlearning_dataset(mujoco, adroit, tmp_path, case):
+    name, env_id, terminals, timeouts, dataset_id = CASES[case]
+    family = env_id.split("-")[0]
+    columns = made_file(tmp_path / f"{name}.hdf5", family, 60 if timeouts is not None else 700, terminals, timeouts)
+    done = run_import(tmp_path / "sets", tmp_path / f"{name}.hdf5")
+    assert done.returncode == 0, done.stderr
+    module = mujoco if family == "hopper" else adroit
+    data, info = loaded(module, tmp_path / "sets" / "d4rl" / dataset_id, env_id)
+    kept, width = rows_of_d4rl(columns, {"kitchen": 280}.get(family)), 30 if family == "kitchen" else None
+    assert len(data.reward) == len(kept) and info["reference_from"] == "metadata"
+    assert np.array_equal(data.obs, columns["observations"][kept, :width])
+    assert np.array_equal(data.next_obs, columns["observations"][np.array(kept) + 1, :width])
+    assert np.array_equal(data.action, columns["actions"][kept])
+    assert np.array_equal(data.reward, columns["rewards"][kept])
+    assert np.array_equal(data.end, columns["terminals"][kept])
+
+
+def test_hand_computed_seams(mujoco, tmp_path):
+    """Eight rows: 0, 1 end in a terminal; 2, 3 in a timeout, so 3 goes; 4, 5 in a terminal that is a timeout too, so 5
+    goes; 6, 7 at the end of the file, so 7 goes."""
+    made_file(tmp_path / "hopper_medium-v2.hdf5", "hopper", 8, (1, 5), (3, 5), rewards=np.arange(8.0))
+    assert run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5").returncode == 0
+    data, _ = loaded(mujoco, tmp_path / "d4rl" / "hopper" / "medium-v2", "hopper-medium")
+    assert data.reward.tolist() == [0, 1, 2, 4, 6] and data.end.tolist() == [0, 1, 0, 0, 0]
+    lengths = [len(e.rewards) for e in minari.MinariDataset(str(tmp_path / "d4rl/hopper/medium-v2/data"))]
+    assert lengths == [2, 1, 1, 1]
+
+
+def ant_columns(maze_goal, rows=50):
+    """An ant that walks from the start to a goal in D4RL's frame and stays; terminals and rewards as D4RL's."""
+    way = np.linspace(0, 1, rows)[:, None].clip(max=0.8) / 0.8
+    obs = np.random.default_rng(0).normal(size=(rows, 29)).astype(np.float32)
+    obs[:, :2] = way * np.array(maze_goal)
+    near = np.linalg.norm(obs[:, :2] - maze_goal, axis=1) <= 0.5
+    reward = np.append(near[1:], False).astype(np.float32)  # of reaching the next row
+    return dict(observations=obs, rewards=reward, terminals=np.flatnonzero(reward), timeouts=[rows - 1])
+
+
+@pytest.mark.parametrize(("name", "maze", "goal"), [
+    ("Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed", "umaze-v2", (0, 8)),
+    ("Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse", "medium-play-v0", (20, 20)),
+    ("Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse_fixed", "large-diverse-v2", (32, 24)),
+])  # fmt: skip
+def test_antmaze_stands_where_gymnasium_robotics_puts_it(antmaze, tmp_path, name, maze, goal):
+    """Rows as ever; start and goal of the data are those of the simulator the policy is scored in, so is the maze."""
+    columns = made_file(tmp_path / f"{name}.hdf5", "antmaze", 50, **ant_columns(goal))
+    done = run_import(tmp_path, tmp_path / f"{name}.hdf5")
+    assert done.returncode == 0 and "as the file names none" in done.stdout, done.stderr
+    data, _ = loaded(antmaze, tmp_path / "d4rl" / "antmaze" / maze, f"antmaze-{maze[:-3]}")
+    kept = rows_of_d4rl(columns, 1000)
+    assert np.array_equal(data.obs[:, :27], columns["observations"][kept, 2:])
+    assert np.array_equal(data.reward, columns["rewards"][kept])
+    assert np.array_equal(data.end, columns["terminals"][kept])
+    moved = data.obs[:, 27:29].numpy() - columns["observations"][kept, :2]
+    assert np.ptp(moved, 0).max() < 1e-5
+    env = antmaze.make_env(antmaze.TASKS[f"antmaze-{maze[:-3]}"])
+    obs = env.reset(seed=0)[0]
+    assert env.unwrapped.ant_env.model.opt.timestep == 0.02
+    assert np.abs(obs["achieved_goal"] - data.obs[0, 27:29].numpy()).max() <= 1.01  # noise of a quarter of a cell
+    assert np.abs(obs["desired_goal"] - data.obs[0, 29:31].numpy()).max() <= 1.01
+    assert np.abs(data.obs[-1, 27:29] - data.obs[-1, 29:31]).max() < 0.5  # it has arrived
+    env.close()
+    # Every free cell of D4RL's maze, at the place where D4RL has it, is free here, and every wall a wall.
+    theirs = {"u": antmaze.maps.U_MAZE, "m": antmaze.maps.MEDIUM_MAZE, "l": antmaze.maps.LARGE_MAZE}[maze[0]]
+    for i, line in enumerate(theirs):
+        for j, cell in enumerate(line):
+            place = np.array([4.0 * (j - 1), 4.0 * (i - 1)]) + moved[0]
+            row, column = env.unwrapped.maze.cell_xy_to_rowcol(place)
+            assert (env.unwrapped.maze.maze_map[row][column] == 1) == (cell == 1)
+
+
+def test_antmaze_goal_is_the_one_that_rewards_speak_of(antmaze, tmp_path):
+    columns, goals = ant_columns((4, 8)), {}
+    for name, goal in (("right", (4.2, 8.0)), ("wrong", (0.0, 4.0))):
+        infos = {"infos/goal": np.tile(np.float32(goal), (50, 1))}
+        made_file(tmp_path / f"{name}.hdf5", "antmaze", 50, **columns, **infos)
+        flags = ("--name", "antmaze-umaze-diverse-v2", "--dataset-id", f"d4rl/{name}-v2")
+        goals[name] = (run_import(tmp_path, tmp_path / f"{name}.hdf5", *flags), tmp_path / "d4rl" / f"{name}-v2")
+    assert "desired_goal is infos/goal" in goals["right"][0].stdout and "issue 199" in goals["right"][0].stdout
+    assert loaded(antmaze, goals["right"][1], "antmaze-umaze-diverse")[0].obs[0, 29:].tolist() == pytest.approx(
+        [0.2, 4]
+    )
+    assert "near only 0%" in goals["wrong"][0].stdout
+    assert loaded(antmaze, goals["wrong"][1], "antmaze-umaze-diverse")[0].obs[0, 29:].tolist() == [-4, 4]
+
+
+def test_kitchen_is_scored_on_what_the_data_show(adroit, tmp_path):
+    made_file(tmp_path / "kitchen_microwave_kettle_bottomburner_light-v0.hdf5", "kitchen", 300)
+    assert run_import(tmp_path, tmp_path / "kitchen_microwave_kettle_bottomburner_light-v0.hdf5").returncode == 0
+    plain = adroit.make_env(adroit.TASKS["kitchen-mixed"])
+    loaded(adroit, tmp_path / "d4rl" / "kitchen" / "mixed-v0", "kitchen-mixed")
+    env = adroit.make_env(adroit.TASKS["kitchen-mixed"])
+    full, seen = (adroit.flatten_obs(e.reset(seed=1)[0]) for e in (plain, env))
+    assert seen.shape == (30,) and np.array_equal(seen, np.delete(full, [*range(9, 18), *range(39, 59)]))
+    plain.close(), env.close()
+
+
+BAD = {
+    "not-hdf5": (lambda path: path.write_bytes(b"no HDF5 at all"), "cannot import"),
+    "foreign": (lambda path: h5py.File(path, "w").create_dataset("x", data=[1.0]), "it has no observations"),
+    "cut": (lambda path: (made_file(path, "hopper", 5000), os.truncate(path, 60_000)), "cannot import"),
+    "lengths": (lambda path: made_file(path, "hopper", rewards=np.zeros(7)), "different lengths"),
+    "widths": (lambda path: made_file(path, "pen"), "not ((45,), (24,))"),
+    "nan": (lambda path: made_file(path, "hopper", observations=np.full((60, 11), np.nan)), "NaN"),
+    "empty": (lambda path: made_file(path, "hopper", 1), "not one whole episode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_gets_one_sentence_and_leaves_nothing(tmp_path, case):
+    make, words = BAD[case]
+    made = make(tmp_path / "hopper_medium-v2.hdf5")
+    if hasattr(made, "file"):
+        made.file.close()
+    (tmp_path / "sets").mkdir()
+    done = run_import(tmp_path / "sets", tmp_path / "hopper_medium-v2.hdf5")
+    assert done.returncode == 2 and words in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert not [path for path in (tmp_path / "sets").rglob("*") if path.is_file()]
+
+
+def test_names_that_do_not_fit(tmp_path):
+    made_file(tmp_path / "ant_medium-v2.hdf5", "hopper")
+    assert "--name" in run_import(tmp_path, tmp_path / "ant_medium-v2.hdf5").stderr
+    made_file(tmp_path / "hopper_medium-v2.hdf5", "hopper")
+    assert run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5").returncode == 0
+    again = run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5")
+    assert again.returncode == 2 and "already" in again.stderr
+    outside = run_import(tmp_path / "sets", tmp_path / "hopper_medium-v2.hdf5", "--dataset-id", "../out")
+    assert outside.returncode == 2 and not (tmp_path / "out").exists()
+
+
+def test_an_imported_set_trains(tmp_path):
+    """Through both command lines, to a score and a picture."""
+    name = "Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed"
+    made_file(tmp_path / f"{name}.hdf5", "antmaze", 50, **ant_columns((20, 20)))
+    assert run_import(tmp_path, tmp_path / f"{name}.hdf5").returncode == 0
+    flags = "--num-critics 2 --hidden-dim 16 --gradient-steps 20 --eval-every 20 --eval-episodes 1 --num-candidates 2"
+    flags += " --no-max-q-backup --env-id antmaze-medium-play-v2 --dataset-id d4rl/antmaze/medium-play-v2"
+    env = {"MINARI_DATASETS_PATH": str(tmp_path)}
+    done = run_script("edq_antmaze", *flags.split(), "--run-dir", tmp_path / "run", env=env)
+    assert done.returncode == 0, done.stderr
+    first = (tmp_path / "run" / "evaluation.png").read_bytes()
+    simulator = json.loads((tmp_path / "run" / "run.json").read_text())["simulator"]
+    assert first[:4] == b"\x89PNG" and simulator[1]["d4rl_ant"] is True
+    (tmp_path / "run" / "evaluation.png").unlink()
+    again = run_script("edq_antmaze", "--evaluate", tmp_path / "run")  # without the data, in the same maze
+    assert again.returncode == 0 and (tmp_path / "run" / "evaluation.png").read_bytes() == first
