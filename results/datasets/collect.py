@@ -1,8 +1,8 @@
 """Record what a policy, or a mixture of several, does in an environment: a local dataset in Minari's format.
 
-A policy is a zip of Stable-Baselines3 (PPO, A2C, TRPO; SAC, TQC; TD3, DDPG; an "MlpPolicy" without gSDE), a run folder of
-our own scripts, or the word `random`. Nothing is unpickled: of a zip the plain JSON and the weights are read, and the
-network is rebuilt from the names and sizes of the weights. Stable-Baselines3 is not needed.
+A policy is a zip of Stable-Baselines3 (PPO, A2C, TRPO; SAC, TQC; TD3, DDPG; an "MlpPolicy" without gSDE), a run folder
+of our own scripts, or the word `random`. Nothing is unpickled: of a zip the plain JSON and the weights are read, and
+the network is rebuilt from the names and sizes of the weights. Stable-Baselines3 is not needed.
 
     python results/datasets/collect.py --env-id Hopper-v5 --policy ppo.zip --dataset-id edq/hopper/medium-v0
     python results/datasets/collect.py --env-id Hopper-v5 --policy early.zip late.zip runs/<run folder> random \
@@ -24,6 +24,7 @@ import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -93,7 +94,7 @@ def short_name(env_id: str) -> str:
 
 
 def make_envs(env_id: str) -> list[gym.Env]:
-    """The environments of all rows. An id that names a module, "module:id", would be imported; no such is registered."""
+    """The environments of all rows. An id like "module:id" would import; no such is registered."""
     fail(f"there is no registered environment {env_id!r}", when=env_id not in gym.registry)
     try:
         limit, envs = HANDS.get(short_name(env_id)), []
@@ -111,40 +112,32 @@ def make_envs(env_id: str) -> list[gym.Env]:
 
 def sb3_policy(path: Path, obs_dim: int, act_dim: int, deterministic: bool, stats: Path | None) -> Policy:
     """The actor in a zip of Stable-Baselines3; what its JSON holds as pickles (":serialized:") is left alone."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            data, state = json.loads(file.read("data")), io.BytesIO(file.read("policy.pth"))
-        state = torch.load(state, map_location="cpu", weights_only=True)
-        state, kwargs = {key: value.float() for key, value in state.items()}, data.get("policy_kwargs") or {}
-        named = [str(kwargs.get(key, "")) for key in ("activation_fn", "features_extractor_class")]
-    except Exception as error:  # zipfile, JSON and torch fail in many ways
-        fail(f"{path} cannot be read as a policy of Stable-Baselines3 without unpickling", error)
+    with zipfile.ZipFile(path) as file:
+        data, state = json.loads(file.read("data")), io.BytesIO(file.read("policy.pth"))
+    state = {key: value.float() for key, value in torch.load(state, map_location="cpu", weights_only=True).items()}
     fail(f"{path} explores by gSDE, which is not supported", when=data.get("use_sde"))
     kind = next((kind for key, kind in KINDS.items() if key in state), None)
     fail(f"{path} holds no actor like PPO's, SAC's or TD3's for continuous actions", when=not kind)
     numbers = (re.fullmatch(re.escape(kind.hidden) + r"\.(\d+)\.weight", key) for key in state)
     layers = [f"{kind.hidden}.{number}" for number in sorted(int(match[1]) for match in numbers if match)] + kind.head
     used = [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")] + kind.spread
-    odd = [key for key in state if key not in used and not key.startswith(kind.idle)]  # CNN, LSTM, gSDE, norms, ...
+    odd = [key for key in state if key not in used and not key.startswith(kind.idle)]  # CNN, LSTM, norms, ...
     odd += [key for key in used if key not in state or state[key].ndim != 1 + key.endswith("weight")]
     odd += [key for key in used if key in state and not state[key].isfinite().all()]
-    fail(f"{path} is no plain MlpPolicy, as its {'; '.join(odd[:1])} is missing, odd or not finite", when=bool(odd))
-    activation = named[0].removeprefix("<class 'torch.nn.modules.activation.").removesuffix("'>") or kind.activation
-    odd = [activation] * (activation not in ACTIVATIONS) + [named[1]] * (
-        "FlattenExtractor" not in (named[1] or "FlattenExtractor")
-    )
-    fail(f"{path} is built with {'; '.join(odd)}, which is not supported", when=bool(odd))
+    kwargs = {key: str(value) for key, value in (data.get("policy_kwargs") or {}).items()}
+    activation = kwargs.get("activation_fn", kind.activation)
+    activation = activation.removeprefix("<class 'torch.nn.modules.activation.").removesuffix("'>")
+    extractor = kwargs.get("features_extractor_class", "FlattenExtractor")
+    odd += [activation] * (activation not in ACTIVATIONS) + [extractor] * ("FlattenExtractor" not in extractor)
+    fail(f"{path} is no MlpPolicy that can be rebuilt: {''.join(odd[:1])} is missing or unsupported", when=bool(odd))
     sizes = (state[used[0]].shape[1], state[f"{layers[-1]}.weight"].shape[0])
     fail(f"{path} has {sizes} observations and actions, not {(obs_dim, act_dim)}", when=sizes != (obs_dim, act_dim))
     mean, var = np.zeros(obs_dim), None
     if stats:
-        try:
-            with np.load(stats, allow_pickle=False) as file:
-                mean, var = (np.asarray(file[name], np.float64) for name in ("mean", "var"))
-            if not mean.shape == var.shape == (obs_dim,) or not np.isfinite([mean, var]).all() or var.min() < 0:
-                raise ValueError(f"mean and var have to be {obs_dim} numbers each")
-        except Exception as error:
-            fail(f"{stats} holds no statistics of the observations", error)
+        with np.load(stats, allow_pickle=False) as file:
+            mean, var = (np.asarray(file[name], np.float64) for name in ("mean", "var"))
+        good = mean.shape == var.shape == (obs_dim,) and np.isfinite([mean, var]).all() and var.min() >= 0
+        fail(f"{stats} does not hold mean and var of {obs_dim} observations", when=not good)
 
     @torch.no_grad()
     def act(observations: list[np.ndarray], noise: np.ndarray) -> np.ndarray:
@@ -161,19 +154,13 @@ def sb3_policy(path: Path, obs_dim: int, act_dim: int, deterministic: bool, stat
             out = out + noise * F.linear(x, *spread).clamp(-20, 2).exp()
         return (out if kind.name == "PPO-like" else out.tanh()).numpy()  # PPO's is clipped, as all actions are
 
-    try:
-        act([np.zeros(obs_dim)] * ROWS, np.zeros((ROWS, act_dim)))
-    except Exception as error:
-        fail(f"the layers of {path} do not fit together", error)
+    act([np.zeros(obs_dim)] * ROWS, np.zeros((ROWS, act_dim)))  # raises if the layers do not fit together
     return Policy(path.name, kind.name, lambda rng: rng.standard_normal(act_dim), act)
 
 
 def own_policy(folder: Path, env_id: str, observation: dict | np.ndarray, act_dim: int) -> Policy:
     """A run of our own, acting as in its evaluations: the script's functions, and the newest checkpoint."""
-    try:
-        name = json.loads((folder / "run.json").read_text())["script"]
-    except Exception as error:
-        fail(f"there is no run in {folder}", error)
+    name = json.loads((folder / "run.json").read_text())["script"]
     fail(f"{folder} holds a run of {name!r}, none of our scripts", when=name not in SCRIPTS)  # it will be imported
     sys.path.append(str(ROOT))
     script = importlib.import_module(name.removesuffix(".py"))
@@ -198,17 +185,19 @@ def own_policy(folder: Path, env_id: str, observation: dict | np.ndarray, act_di
 
 def load_policy(args: Args, number: int, observation: dict | np.ndarray, act_dim: int) -> Policy:
     """One of --policy."""
-    path = Path(args.policy[number])
+    path, vector = Path(args.policy[number]), isinstance(observation, np.ndarray) and observation.ndim == 1
     if args.policy[number] == "random":
         return Policy("random", "random", lambda rng: rng.uniform(-1, 1, act_dim), lambda observations, noise: noise)
-    if path.is_dir():
-        fail(f"--deterministic means nothing to {path}, which samples from a diffusion", when=args.deterministic)
-        return own_policy(path, args.env_id, observation, act_dim)
-    fail(f"there is no policy file or run folder {path}", when=not path.is_file())
-    vector = isinstance(observation, np.ndarray) and observation.ndim == 1
-    fail(f"{path} cannot act in {args.env_id}, whose observations are no vector", when=not vector)
-    stats = args.obs_stats[number % len(args.obs_stats)] if args.obs_stats else None
-    return sb3_policy(path, len(observation), act_dim, args.deterministic, stats)
+    fail(f"there is no policy file or run folder {path}", when=not path.exists())
+    try:
+        if path.is_dir():
+            fail(f"--deterministic means nothing to {path}, which samples from a diffusion", when=args.deterministic)
+            return own_policy(path, args.env_id, observation, act_dim)
+        fail(f"{path} cannot act in {args.env_id}, whose observations are no vector", when=not vector)
+        stats = args.obs_stats[number % len(args.obs_stats)] if args.obs_stats else None
+        return sb3_policy(path, len(observation), act_dim, args.deterministic, stats)
+    except Exception as error:  # zipfile, JSON, NumPy and torch fail in many ways
+        fail(f"{path} cannot be read as a policy, without unpickling", error)
 
 
 def tree_map(function, *trees):
@@ -220,10 +209,11 @@ def tree_map(function, *trees):
 
 def run_batch(args: Args, envs: list, policies: list[Policy], chosen: list[int], first: int, most: int) -> list[dict]:
     """Episodes first, first + 1, ... in lockstep, each with randomness of its own; none goes beyond `most` steps."""
+    single = partial(np.array, dtype=np.float32)
     rngs = [np.random.default_rng([args.seed, first + row]) for row in range(ROWS)]
     seeds, stds = [int(rng.integers(2**31)) for rng in rngs], [rng.choice(args.noise) for rng in rngs]
     now = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds)]  # as it is, for the policy
-    visited = [[tree_map(np.float32, obs)] for obs in now]  # copies, as an environment may use its array again
+    visited = [[tree_map(single, obs)] for obs in now]  # copies, as an environment may use its array again
     steps, action, running = [[] for _ in envs], np.zeros((ROWS, *envs[0].action_space.shape)), list(range(ROWS))
     while running:
         for number in {chosen[row] for row in running}:
@@ -238,7 +228,7 @@ def run_batch(args: Args, envs: list, policies: list[Policy], chosen: list[int],
                 made = rngs[row].uniform(-1, 1, action.shape[1])
             made = made.clip(-1, 1).astype(np.float32)
             now[row], reward, terminated, truncated, _ = envs[row].step(made)
-            visited[row].append(tree_map(np.float32, now[row]))
+            visited[row].append(tree_map(single, now[row]))
             steps[row].append((made, float(reward), bool(terminated), bool(truncated)))
         running = [row for row in running if not any(steps[row][-1][2:]) and len(steps[row]) < most]
     names = ("actions", "rewards", "terminations", "truncations")
@@ -276,23 +266,18 @@ def main(args: Args) -> None:
     """Check everything, then record and write, then tell what came out."""
     torch.set_num_threads(1)
     envs, name, inf = make_envs(args.env_id), short_name(args.env_id), float("inf")
-    reference = args.reference or REFERENCES.get(name.split("-")[0])
-    dataset_id, weights = (
-        args.dataset_id or f"edq/{name}/collected-v0",
-        np.array(args.weights or [1] * len(args.policy)),
-    )
-    fail("there is no --policy", when=not args.policy)
+    reference, n = args.reference or REFERENCES.get(name.split("-")[0]), len(args.policy)
+    dataset_id, weights = args.dataset_id or f"edq/{name}/collected-v0", np.array(args.weights or [1] * n)
+    sb3 = any(text != "random" and not Path(text).is_dir() for text in args.policy)
+    fail("there is no --policy", when=not n)
     fail("--transitions starts at 1, --seed at 0", when=args.transitions < 1 or args.seed < 0)
-    good = len(weights) == len(args.policy) and ((0 < weights) & (weights < inf)).all()
+    good = len(weights) == n and ((0 < weights) & (weights < inf)).all()
     fail("--weights are numbers above 0, one for each policy", when=not good)
-    fail(
-        "--noise is one or more numbers from 0 on", when=not (args.noise and all(0 <= std < inf for std in args.noise))
-    )
-    fail("--random-share lies in 0..1", when=not 0 <= args.random_share <= 1)
+    good = args.noise and all(0 <= std < inf for std in args.noise) and 0 <= args.random_share <= 1
+    fail("--noise is one or more numbers from 0 on, --random-share lies in 0..1", when=not good)
     fail(f"there are no reference returns for {args.env_id}: give --reference LOW HIGH", when=not reference)
     fail("--reference is a return, and a higher one", when=not -inf < reference[0] < reference[1] < inf)
-    sb3 = [text != "random" and not Path(text).is_dir() for text in args.policy]
-    good = len(args.obs_stats) in (0, 1, len(args.policy)) and (any(sb3) or not args.obs_stats)
+    good = len(args.obs_stats) in (0, 1, n) and (sb3 or not args.obs_stats)
     fail("--obs-stats is for Stable-Baselines3: one file for all policies, or one for each", when=not good)
     try:
         parse_dataset_id(dataset_id)
@@ -313,12 +298,11 @@ def main(args: Args) -> None:
     except OSError as error:
         fail(f"{folder} cannot be written", error)
     table = np.array(log, np.float64)  # [episodes, (policy, return, length, cut)]
-    owner, total, length, cut = (table if table[:, 3].all() else table[table[:, 3] == 0]).T
+    owner, total, length, _ = (table if table[:, 3].all() else table[table[:, 3] == 0]).T
     score = 100 * (total.mean() - reference[0]) / (reference[1] - reference[0])
     print(f"{dataset_id}, in {folder}: {len(table)} episodes, {table[:, 2].sum():.0f} transitions\n{what}")
-    print(
-        f"return {total.mean():.1f} +- {total.std():.1f}, score {score:.1f}, length {length.mean():.1f}, an episode cut to fit left out"
-    )
+    print(f"return {total.mean():.1f} +- {total.std():.1f}, score {score:.1f}, length {length.mean():.1f}", end="")
+    print(f" over {len(total)} episodes" + ", without the last one, which was cut to fit" * (len(total) < len(table)))
     for number, policy in enumerate(policies):
         own, mean = table[:, 0] == number, total[owner == number].mean() if (owner == number).any() else np.nan
         shares = f"{own.mean():.1%} of the episodes, {table[own, 2].sum() / table[:, 2].sum():.1%} of the transitions"
