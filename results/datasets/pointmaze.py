@@ -130,15 +130,16 @@ def record(args: Args, env: gym.Env, goal: Cell, count: int) -> Iterator[dict]:
     blocked[1, 3] = True  # the middle of the ring's upper side: what is left of it is the long route
     rng = np.random.default_rng(args.seed)
     for _ in tqdm(range(count), unit="episode", disable=None):
-        to_goal, path, off_x, off_y = rng.random() < goal_share, [], 0.0, 0.0
+        to_goal, path, shown, off_x, off_y = rng.random() < goal_share, [], None, 0.0, 0.0
         obs, info = env.reset(seed=int(rng.integers(2**31)))
         if args.recipe == "rare":
             path = path_to(walls if rng.random() < RARE_SHARE else blocked, (1, 1), goal)
         observations, actions, rewards, success = [obs], [], [], [info["success"]]
         for _ in range(length):  # plain numbers, as numpy's cost on two of them is that of the simulator's step
             (x, y, speed_x, speed_y), (goal_x, goal_y) = obs["observation"].tolist(), obs["desired_goal"].tolist()
-            if args.recipe == "goal" and (not rewards or rewards[-1] > 0):
-                goal, path = (math.floor(maze.y_map_center - goal_y), math.floor(goal_x + maze.x_map_center)), []
+            if args.recipe == "goal" and (goal_x, goal_y) != shown:  # redrawn, one step after an arrival
+                shown, path = (goal_x, goal_y), []
+                goal = (math.floor(maze.y_map_center - goal_y), math.floor(goal_x + maze.x_map_center))
             if not path or (not to_goal and rng.random() < turn_rate):
                 here = (math.floor(maze.y_map_center - y), math.floor(x + maze.x_map_center))
                 path = route(here, goal if to_goal else free[rng.integers(len(free))])
