@@ -140,7 +140,7 @@ ANTMAZE |= dict(diffusion_loss="noise", action_clip=True, eval_episodes=100)
 UMAZE = ANTMAZE | dict(max_q_backup=False)  # as the authors have it, umaze alone goes without
 # Small enough for two CPU cores and some minutes; a larger tau lets values travel the maze within so few updates.
 EMBEDDED = dict(UMAZE, gradient_steps=7500, num_critics=4, hidden_dim=128, tau=0.02, eval_every=2500, eval_episodes=20)
-EMBEDDED_DATA = str(Path(__file__).resolve().parent / "results" / "datasets" / "pointmaze-umaze-embedded")
+DATASETS = Path(__file__).resolve().parent / "results" / "datasets"
 # Walls, and the cells (row, column) where an evaluation episode starts and has its goal.
 MAZES = {"UMaze": (maps.U_MAZE, (3, 1), (1, 1)), "Medium": (maps.MEDIUM_MAZE, (1, 1), (6, 6)),
          "Large": (maps.LARGE_MAZE, (1, 1), (7, 9)), "Open": (maps.OPEN, (3, 1), (1, 5))}  # fmt: skip
@@ -153,7 +153,7 @@ ROWS = {  # task: maze, Minari id or folder, hyper-parameters of, those
     "pointmaze-large": ("Large", "D4RL/pointmaze/large-v2", "antmaze-large-play", ANTMAZE),
     "pointmaze-open": ("Open", "D4RL/pointmaze/open-v2", "antmaze-umaze", UMAZE),
     "pointmaze-rare": ("Open", "edq/pointmaze/rare-v0", "antmaze-umaze", UMAZE),  # its maze comes with the data
-    "pointmaze-umaze-embedded": ("UMaze", EMBEDDED_DATA, "antmaze-umaze", EMBEDDED),
+    "pointmaze-umaze-embedded": ("UMaze", str(DATASETS / "pointmaze-umaze-embedded"), "antmaze-umaze", EMBEDDED),
 }  # fmt: skip
 TASKS = {}
 for name, (maze, dataset, like, row) in ROWS.items():
@@ -197,11 +197,9 @@ def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[
 
 def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     """The task in the maze of its data: a policy has to act there. Specs are JSON, and never made into anything."""
-    known = [gym.registry[s["id"]].kwargs if s.get("id") in gym.registry else {} for s in (spec, eval_spec)]
-    mazes = [(k | s.get("kwargs", {})).get("maze_map") for k, s in zip(known, (spec, eval_spec))]
-    mazes = [maze or [[]] for maze in (*mazes, task.env_kwargs["maze_map"])]
-    data, scored, ours = ([[cell == 1 for cell in line] for line in maze] for maze in mazes)
     kwargs = task.env_kwargs | ({"d4rl_ant": "d4rl" in metadata} if "d4rl_ant" in task.env_kwargs else {})
+    mazes = [k.get("maze_map") or [[]] for k in (spec.get("kwargs", {}), eval_spec.get("kwargs", {}), kwargs)]
+    data, scored, ours = ([[cell == 1 for cell in line] for line in maze] for maze in mazes)
     if data not in ([[]], ours):
         ends = sorted(cell for line in mazes[1] for cell in line if cell not in (0, 1))
         what = f"the data were recorded in another maze than that of {task.env}, and name no start and goal in it"
@@ -211,28 +209,14 @@ def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     return task._replace(env_kwargs=kwargs)
 
 
-def draw_paths(args: Args, results: list[dict], paths: list[np.ndarray], states: np.ndarray) -> bytes:
-    """A PNG of the maze: states of the data in grey, over them the paths of an evaluation, coloured by success."""
-    from matplotlib.figure import Figure  # here, as it takes half a second
-
-    walls = np.array([[cell == 1 for cell in line] for line in TASKS[args.env_id].env_kwargs["maze_map"]])
-    walls, (scale, xy) = walls[1:-1, 1:-1], (4, slice(27, 29)) if states.shape[1] == 31 else (1, slice(0, 2))
-    y, x = np.array(walls.shape) * scale / 2
-    fig = Figure(figsize=(6, 6 * y / x + 0.6), dpi=150, layout="constrained")
-    ax = fig.add_subplot(xticks=[], yticks=[], title=f"{args.env_id}, {args.preset}, seed {args.seed}")
-    ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))
-    ax.spines[:].set(lw=5, color="0.53")
-    ax.plot(*states[:, xy].T, ".", color="0.75", ms=2, label="data")
-    for arrived, colour, word in ((False, "#c7522a", "did not arrive"), (True, "#0b6e99", "arrived")):
-        lines = [np.vstack([p[:, xy], [[np.nan] * 2]]) for p, r in zip(paths, results) if (r["score"] > 0) == arrived]
-        label = f"{len(lines)} of {len(paths)} {word}"
-        ax.plot(*np.vstack([*lines, [[np.nan] * 2]]).T, color=colour, lw=0.8, alpha=0.7, label=label)
-    starts, goals = (np.array([path[0, columns] for path in paths]) for columns in (xy, slice(-2, None)))
-    ax.plot(*starts.T, "o", color="white", mec="black", ms=5, label="start")
-    ax.plot(*goals.T, "*", color="gold", mec="black", ms=11, label="goal")
-    fig.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    fig.savefig(file := io.BytesIO(), format="png")
-    return file.getvalue()
+def draw_paths(run_dir: Path, results: list[dict], paths: list[np.ndarray], states: np.ndarray) -> None:
+    """Leave what an evaluation's picture needs in paths.npz, and have evaluation.png drawn of it."""
+    xy = slice(27, 29) if states.shape[1] == 31 else slice(0, 2)
+    content = dict(states=states[:, xy], steps=[len(p) for p in paths], goals=[p[0, -2:] for p in paths])
+    content |= dict(paths=np.concatenate([p[:, xy] for p in paths]), arrived=[r["score"] > 0 for r in results])
+    np.savez_compressed(file := io.BytesIO(), **content)
+    write(run_dir / "paths.npz", file.getvalue())
+    subprocess.run([sys.executable, DATASETS / "draw_paths.py", run_dir])  # which cannot end a long run, if it fails
 
 
 # --- shared: algorithm and plumbing ---
@@ -560,9 +544,10 @@ def resolve(args: Args, device: str) -> Args:
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
     compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
-    notes = {"bf16": not fast and "may be 80 times slower than fp32", "tf32": device == "cpu" and "is the same as fp32"}
-    if note := notes.get(args.precision):
-        print(f"note: --precision {args.precision} {note} on this {device}, which has no instructions for it")
+    if args.precision == "bf16" and not fast:
+        print(
+            f"note: --precision bf16 may be 80 times slower than fp32 on this {device}: it has no instructions for it"
+        )
     if args.precision == "auto":
         args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
     if args.compile == "auto":
@@ -673,7 +658,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
             results.append({"episode": episode, "seed": seeds[i], **episode_result(rewards[i], reference)})
             paths.append(np.array(visited[i - own.start]))  # [steps + 1, S]
     if draw_paths and run_dir and not stop:
-        write(run_dir / "evaluation.png", draw_paths(args, results, paths, agent.states.numpy(force=True)))
+        draw_paths(run_dir, results, paths, agent.states.numpy(force=True))
     return [] if stop else results
 
 
@@ -784,7 +769,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         try:
             run = json.loads(Path(run_dir, "run.json").read_text())
             flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
-            simulator, kwargs = run["simulator"]
+            env, kwargs = run["simulator"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"there is no run in {run_dir}", error)
         fail(f"{run_dir} holds a run of {run.get('script')}", when=run.get("script") != Path(__file__).name)
@@ -795,9 +780,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
     task = TASKS[env_id]
     if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        strange = simulator[:-1] != task.env[:-1] or kwargs.keys() != task.env_kwargs.keys()
-        fail(f"{run_dir} names another simulator than {env_id} has", when=strange)
-        TASKS[env_id] = task._replace(env=simulator, env_kwargs=kwargs)
+        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
     args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
     args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")

@@ -134,10 +134,9 @@ PRESETS = {"edq": {}, "edq-paper": {}, "diffusion-bc": dict(eta=0.0, entropy_est
 PRESETS["diffusion-ql"] = dict(num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm")
 PRESETS["diffusion-ql"] |= dict(diffusion_loss="noise", action_clip=True, entropy_estimator="none")
 # --- end shared ---
-LOCOMOTION = dict(  # the authors' rows of all locomotion tasks are the same
-    gradient_steps=2_000_000, actor_lr=3e-4, eta=1.0, grad_clip=4.0, max_q_backup=False, reward="raw",
-    diffusion_loss="likelihood_released", action_clip=False, eval_episodes=10,
-)  # fmt: skip
+# The authors' rows of all locomotion tasks are the same.
+LOCOMOTION = dict(gradient_steps=2_000_000, actor_lr=3e-4, eta=1.0, grad_clip=4.0, max_q_backup=False, reward="raw")
+LOCOMOTION |= dict(diffusion_loss="likelihood_released", action_clip=False, eval_episodes=10)
 ROBOTS = {  #       simulator         D4RL's random, expert return
     "halfcheetah": ("HalfCheetah-v5", (-280.178953, 12135.0)),
     "hopper": ("Hopper-v5", (-20.272305, 3234.3)),
@@ -519,9 +518,10 @@ def resolve(args: Args, device: str) -> Args:
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
     compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
-    notes = {"bf16": not fast and "may be 80 times slower than fp32", "tf32": device == "cpu" and "is the same as fp32"}
-    if note := notes.get(args.precision):
-        print(f"note: --precision {args.precision} {note} on this {device}, which has no instructions for it")
+    if args.precision == "bf16" and not fast:
+        print(
+            f"note: --precision bf16 may be 80 times slower than fp32 on this {device}: it has no instructions for it"
+        )
     if args.precision == "auto":
         args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
     if args.compile == "auto":
@@ -632,7 +632,7 @@ def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, ep
             results.append({"episode": episode, "seed": seeds[i], **episode_result(rewards[i], reference)})
             paths.append(np.array(visited[i - own.start]))  # [steps + 1, S]
     if draw_paths and run_dir and not stop:
-        write(run_dir / "evaluation.png", draw_paths(args, results, paths, agent.states.numpy(force=True)))
+        draw_paths(run_dir, results, paths, agent.states.numpy(force=True))
     return [] if stop else results
 
 
@@ -743,7 +743,7 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         try:
             run = json.loads(Path(run_dir, "run.json").read_text())
             flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
-            simulator, kwargs = run["simulator"]
+            env, kwargs = run["simulator"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"there is no run in {run_dir}", error)
         fail(f"{run_dir} holds a run of {run.get('script')}", when=run.get("script") != Path(__file__).name)
@@ -754,9 +754,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
     task = TASKS[env_id]
     if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        strange = simulator[:-1] != task.env[:-1] or kwargs.keys() != task.env_kwargs.keys()
-        fail(f"{run_dir} names another simulator than {env_id} has", when=strange)
-        TASKS[env_id] = task._replace(env=simulator, env_kwargs=kwargs)
+        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
     args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
     args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")

@@ -115,7 +115,7 @@ def test_a_maze_comes_with_its_data(antmaze, tmp_path):
 
 
 def test_mazes_that_do_not_fit_are_refused(antmaze, tmp_path, capsys):
-    other, umaze = {"id": "PointMaze_Large-v3", "kwargs": {}}, {"id": "PointMaze_UMaze-v3", "kwargs": {}}
+    other, umaze = (json.loads(gym.spec(f"PointMaze_{maze}-v3").to_json()) for maze in ("Large", "UMaze"))
     nowhere = write_dataset(tmp_path / "nowhere", [maze_episode([0, 1], False)], other)
     with pytest.raises(SystemExit) as stop:
         load(antmaze, nowhere, "pointmaze-umaze", 6, 2)

@@ -22,7 +22,6 @@ the environment. Finished groups wait in a hidden folder beside the dataset-to-b
 """
 
 import copy
-import csv
 import fcntl
 import functools
 import hashlib
@@ -134,6 +133,13 @@ def act(ant: dict[str, np.ndarray], obs: np.ndarray, rel: np.ndarray) -> np.ndar
     return torques(np.clip(x @ ant["W2"] + ant["b2"], -1, 1), k)
 
 
+def append_row(path: Path, row: dict) -> None:
+    """Add a line to a CSV file of plain values, below a header."""
+    with open(path, "a") as file:
+        header = "" if file.tell() else ",".join(row) + "\n"
+        file.write(header + ",".join(map(str, row.values())) + "\n")
+
+
 def specs(task: str, length: int | None = None) -> tuple[EnvSpec, EnvSpec]:
     """The environment of the data, and that of the evaluation."""
     env_id, cells, steps, start, goal = TASKS[task]
@@ -155,7 +161,7 @@ def walls_of(env: EnvSpec) -> np.ndarray:
 
 
 def cells_at(xy: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """The cells, `[..., (row, column)]`, of positions `[..., 2]`; the maze's middle is at 0, and rows count downwards."""
+    """The cells, `[..., (row, column)]`, of positions `[..., 2]`; 0 is the maze's middle, and rows count downwards."""
     rows, columns = walls.shape
     return np.floor(np.stack([rows / 2 - xy[..., 1] / CELL, columns / 2 + xy[..., 0] / CELL], -1)).astype(int)
 
@@ -187,7 +193,7 @@ def make_env(task: str, length: int) -> gym.Env:
 
 
 def record_group(task: str, length: int, seed: int, noise: float, first: int, count: int, part: Path) -> int:
-    """Record the episodes first to first + count - 1 in lockstep and store them in the file `part`; returns the steps."""
+    """Record `count` episodes from number `first` on, in lockstep, and store them in `part`; returns the steps."""
     env, ant, walls = make_env(task, length).unwrapped, load_arrays(ANT), walls_of(specs(task)[0])
     rngs = [np.random.default_rng([seed, first + i]) for i in range(count)]
     seeds = [int(rng.integers(2**31)) for rng in rngs]
@@ -232,9 +238,8 @@ def episodes_of(parts: list[Path], walls: np.ndarray, figures: dict) -> Iterator
     digest, cells, squares, sums = hashlib.sha256(), set(), set(), np.zeros(5)
     for part in parts:
         group = load_arrays(part)
-        for states, goal, success, seed, actions in zip(
-            *(group[name] for name in ("states", "goals", "success", "seeds", "actions"))
-        ):
+        for i, seed in enumerate(group["seeds"].tolist()):
+            states, goal, actions, success = (group[name][i] for name in ("states", "goals", "actions", "success"))
             count, xy = len(actions), states[:, :2]
             obs = {"observation": states[:, 2:], "achieved_goal": xy, "desired_goal": np.tile(goal, (count + 1, 1))}
             for array in (states, goal, actions, success):
@@ -244,7 +249,7 @@ def episodes_of(parts: list[Path], walls: np.ndarray, figures: dict) -> Iterator
             flipped = 2 * np.square(states[1:, 4:6]).sum(1) > 1  # the torso's own z axis points downwards
             sums += 1, count, success[1:].any(), success[1:].sum(), flipped.sum()
             yield {
-                "observations": obs, "actions": actions, "rewards": success[1:].astype(float), "seed": int(seed),
+                "observations": obs, "actions": actions, "rewards": success[1:].astype(float), "seed": seed,
                 "terminations": np.zeros(count, bool), "truncations": np.arange(count) == count - 1,
                 "infos": {"success": success},
             }  # fmt: skip
@@ -279,17 +284,12 @@ def collect(args: Args, length: int | None = None) -> dict:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         processes = max(1, min(args.processes or cores, len(missing)))
         found = f"; {total - todo} are there already" if todo < total else ""
-        print(
-            f"{dataset_id}: {count} episodes of {length} steps, {total} transitions{found}; {processes} processes",
-            flush=True,
-        )
+        print(f"{dataset_id}: {count} episodes of {length} steps, {total} transitions{found}; {processes} processes")
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the workers fill the cores already
         pool, began = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), end_with_parent), time.time()
         with pool, tqdm(total=total, initial=total - todo, unit="step", disable=None) as bar:
             try:
-                handler = signal.signal(
-                    signal.SIGINT, signal.SIG_IGN
-                )  # Ctrl-C is for the parent; its children inherit this
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent alone
                 futures = [pool.submit(record_group, *job) for job in missing]
                 signal.signal(signal.SIGINT, handler)
                 for future in as_completed(futures):
@@ -299,11 +299,12 @@ def collect(args: Args, length: int | None = None) -> dict:
                     process.terminate()
                 raise
         seconds, figures = time.time() - began, {}
-        text = f"AntMaze {args.task}, rebuilt with D4RL's recipe; not the published data. Breadth-first waypoints over a " \
-               f"goal-reaching ant, action noise {args.action_noise}, seed {args.seed}. Made by results/datasets/antmaze.py."  # fmt: skip
-        episodes = episodes_of([job[-1] for job in jobs], walls_of(env), figures)
-        save(work / "set", dataset_id, episodes, env, eval_env, description=text, ref_min_score=0.0, ref_max_score=1.0,
-             algorithm_name="breadth-first waypoints + PPO ant")  # fmt: skip
+        save(
+            work / "set", dataset_id, episodes_of([job[-1] for job in jobs], walls_of(env), figures), env, eval_env,
+            ref_min_score=0.0, ref_max_score=1.0, algorithm_name="breadth-first waypoints + PPO ant",
+            description=f"AntMaze {args.task}, rebuilt with D4RL's recipe; not the published data. Action noise "
+                        f"{args.action_noise}, seed {args.seed}. Made by results/datasets/antmaze.py.",
+        )  # fmt: skip
         os.rename(work / "set", folder)
         shutil.rmtree(work, ignore_errors=True)
     speed = round(todo / seconds) if todo else 0
@@ -326,18 +327,13 @@ def main(args: Args) -> None:
     except (OSError, BrokenProcessPool) as error:
         fail(f"{error}; the finished groups are kept, and the same command goes on from there")
     print(f"{f['folder']}: {f['transitions']} transitions, {f['success']:.1%} of the {f['episodes']} episodes arrive, "
-          f"{f['reward_share']:.1%} of the steps have reward 1, {f['upside_down']:.1%} are upside down, {f['cells']} of "
-          f"{f['free_cells']} free cells and {f['squares']} squares of 1 m visited, {f['steps_per_second']} steps a second "
-          f"in {f['processes']} processes")  # fmt: skip
+          f"{f['reward_share']:.1%} of the steps have reward 1, {f['upside_down']:.1%} are upside down; "
+          f"{f['cells']} of {f['free_cells']} free cells and {f['squares']} squares of 1 m visited; "
+          f"{f['steps_per_second']} steps a second in {f['processes']} processes")  # fmt: skip
     if args.record:
-        row = {"task": args.task, "transitions": f["transitions"], "seed": args.seed}
-        row |= {key: value for key, value in f.items() if key not in ("folder", "transitions", "episodes")}
-        new = not args.record.exists()
-        with args.record.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        columns = "reward_share cells free_cells squares upside_down seconds steps_per_second processes hash".split()
+        row = {"task": args.task, "transitions": f["transitions"], "seed": args.seed, "success": f["success"]}
+        append_row(args.record, row | {key: f[key] for key in columns})
 
 
 if __name__ == "__main__":

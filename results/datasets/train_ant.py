@@ -10,7 +10,6 @@ Writes the weights in the layout that antmaze.py loads. The file that comes with
 trained for longer, and then among walls; that part is not here.
 """
 
-import csv
 import os
 import sys
 import time
@@ -22,7 +21,7 @@ import mujoco
 import numpy as np
 import torch
 import tyro
-from antmaze import act, features, torques
+from antmaze import act, append_row, features, torques
 from storage import fail
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -105,19 +104,20 @@ class Floor:
 
 
 def evaluate(ant: dict[str, np.ndarray], ants: int = 64, seed: int = 1) -> tuple[float, float]:
-    """Share of the ants that reach a target 4 m away within 200 steps, without noise, and how fast they close in (m/s)."""
+    """Share of ants that reach a target 4 m away within 200 steps, without noise, and how fast they close in (m/s)."""
     floor = Floor(ants, np.random.default_rng(seed))
     for i in range(ants):
         floor.reset(i, tilted=False)
         floor.aim(i, 4.0)
-    first, left = np.full(ants, 200), np.full(ants, np.nan)
-    for step in range(200):
-        arrived = floor.step(act(ant, *floor.view()))[1]
-        first = np.where(arrived & (first == 200) & np.isnan(left), step + 1, first)
-        left = np.where(arrived & np.isnan(left), REACH, left)
-    reached = ~np.isnan(left)
-    left = np.where(reached, left, np.hypot(*floor.view()[1].T))
-    return float(reached.mean()), float(((4 - left) / (first * CONTROL)).mean())
+    steps, left = (
+        np.full(ants, 200),
+        np.full(ants, np.nan),
+    )  # until the arrival, and the distance left then or at the end
+    for step in range(1, 201):
+        new = floor.step(act(ant, *floor.view()))[1] & np.isnan(left)
+        steps[new], left[new] = step, REACH
+    reached, left = ~np.isnan(left), np.where(np.isnan(left), np.hypot(*floor.view()[1].T), left)
+    return float(reached.mean()), float(((4 - left) / (steps * CONTROL)).mean())
 
 
 class Net(nn.Sequential):
@@ -246,12 +246,7 @@ def report(args: Args, ant: dict[str, np.ndarray], steps: int, seconds: float, s
     row |= {"closing_speed": round(speed, 3), "return": round(score, 1)}
     tqdm.write("  ".join(f"{key} {value}" for key, value in row.items()))
     if args.record:
-        new = not args.record.exists()
-        with args.record.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(args.record, row)
 
 
 if __name__ == "__main__":
