@@ -761,9 +761,6 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
         fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
     task = TASKS[env_id]
-    if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
-        TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
     args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
     args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
@@ -775,6 +772,9 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
             args = replace(args, **{name: saved[name]})  # as it was settled then
         elif new != saved[name] and not (longer and new > saved[name]):
             fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
+    if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
+        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero
         high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9

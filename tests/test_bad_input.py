@@ -107,7 +107,7 @@ def test_damaged_datasets(mujoco, capsys, tmp_path):
     assert "incomplete" in broken("no-json", lambda data: (data / "metadata.json").unlink())
     assert "incomplete" in broken("no-data", lambda data: (data / "main_data.hdf5").unlink())
     assert "N actions" in broken("short", shorten)
-    assert "number of steps" in broken("more", claim_more)
+    assert "not as long as its metadata" in broken("more", claim_more)
 
 
 def test_empty_dataset_nan_and_wrong_spaces(mujoco, capsys, tmp_path):
