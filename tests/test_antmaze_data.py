@@ -148,7 +148,7 @@ def test_replay_in_the_real_environment(datasets, task):
         assert np.array_equal(rewards, e.rewards) and np.array_equal(success, e.infos["success"])
         assert np.array_equal(np.array(cut), np.stack([e.terminations, e.truncations], 1))
         way = np.linalg.norm(e.observations["achieved_goal"] - e.observations["achieved_goal"][0], axis=1)
-        assert way.max() > 2 and np.abs(e.actions).max() <= 1
+        assert way.max() > 2 and np.abs(e.actions).max() <= 1 and e.actions.dtype == np.float32
         if task == "umaze":
             assert 0 < e.rewards.sum() < length - 50
     # The evaluation: the same walls, one start, one goal, over on arrival.

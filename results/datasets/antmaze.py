@@ -2,8 +2,8 @@
 
 A breadth-first search knows, for every cell of the maze, the next one on a shortest way to the goal. Its centre, moved
 by up to 0.4 m, is the waypoint, until the ant is within 1 m of it; the last is the goal itself. A small network that
-was trained to run to a point on an open floor (train_ant.py) walks to the waypoint, with normal noise on its torques.
-The goal stays after an arrival, and the ant circles there, at reward 1 a step, until the time is up.
+has learnt to run to a point (train_ant.py) walks to the waypoint, with normal noise on its torques. The goal stays
+after an arrival, and the ant circles there, at reward 1 a step for most of the time, until the episode is over.
 
     python results/datasets/antmaze.py --task large-diverse --transitions 1000000
 

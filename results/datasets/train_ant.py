@@ -4,10 +4,12 @@ The ant is asked to run to a point 2 to 8 m away, in any direction, and to the n
 episodes begin tilted, with legs anywhere, so that it learns to catch itself. 64 ants live in one process and are
 stepped one after the other; the simulator takes most of the time.
 
-    python results/datasets/train_ant.py --out my_ant.npz --record my_curve.csv    # good after a million steps
+    python results/datasets/train_ant.py --out my_ant.npz --record my_curve.csv
 
-Writes the weights in the layout that antmaze.py loads. The file that comes with the repository, ant_goal.npz, was
-trained for longer, and then among walls; that part is not here.
+Writes the weights in the layout that antmaze.py loads from ant_goal.npz beside it. The file that comes with the
+repository is another: trained for seven times as long, the second half of it among walls, a part that is not here.
+After 1.2 million steps on the floor every ant finds its target there (results/records/train-ant.csv), but in the large
+maze, with noise, 13 of 20 arrived where the other's all do, and a third of the steps were spent on the back.
 """
 
 import os
