@@ -459,7 +459,10 @@ def test_command_line_and_a_stop_half_way(tmp_path, datasets):
     else:
         pytest.fail("it never began to write")
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
+    try:
+        run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert run.returncode == 128 + signal.SIGTERM
     assert sorted(p.name for p in (datasets / "edq" / "hopper").iterdir()) == [
         "collected-v0",

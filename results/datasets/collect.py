@@ -60,6 +60,7 @@ KINDS = {
 ACTIVATIONS = {name: getattr(nn, name)() for name in "Tanh ReLU LeakyReLU ELU SiLU GELU Mish Softplus Sigmoid".split()}
 # draw(rng) -> the noise of one action `[Z]`; act(observations of all rows, noise [ROWS, Z]) -> [ROWS, A]
 Policy = namedtuple("Policy", "name kind draw act")
+STOP: list[int] = []  # signals that came
 
 
 @dataclass
@@ -216,6 +217,8 @@ def run_batch(args: Args, envs: list, policies: list[Policy], chosen: list[int],
     visited = [[tree_map(single, obs)] for obs in now]  # copies, as an environment may use its array again
     steps, action, running = [[] for _ in envs], np.zeros((ROWS, *envs[0].action_space.shape)), list(range(ROWS))
     while running:
+        if STOP:
+            sys.exit(128 + STOP[0])  # not in the signal's handler: raised within a callback, an exit may get lost
         for number in {chosen[row] for row in running}:
             own = [row for row in running if chosen[row] == number]
             drawn = np.array([policies[number].draw(rngs[row]) for row in own])
@@ -311,6 +314,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # made exits, so that nothing unfinished stays behind
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGINT, signal.SIGTERM):  # heeded between two steps, so that nothing unfinished stays behind
+        signal.signal(number, lambda number, _: STOP.append(number))
     main(tyro.cli(Args))

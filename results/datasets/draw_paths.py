@@ -34,7 +34,7 @@ def draw(run: dict, data: dict[str, np.ndarray]) -> Figure:
     env_id, kwargs = run["simulator"]
     walls = np.array([[cell == 1 for cell in line] for line in kwargs["maze_map"]])[1:-1, 1:-1]
     y, x = np.array(walls.shape) * (2 if env_id.startswith("Ant") else 0.5)  # a cell is 4 m wide for an ant, else 1 m
-    fig = Figure(figsize=(6, 6 * y / x + 0.6), dpi=120, layout="constrained")
+    fig = Figure(figsize=(6, 6 * y / x + 0.6), dpi=100, layout="constrained")
     title = f"{run['args']['env_id']}, {run['args']['preset']}, seed {run['args']['seed']}"
     ax = fig.add_subplot(xticks=[], yticks=[], title=title)
     ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))

@@ -75,6 +75,7 @@ def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, 
                 group.attrs.update({"id": count - 1, "total_steps": length})
                 if "seed" in episode:
                     group.attrs["seed"] = episode["seed"]
+                group.require_group("infos")  # Minari cannot print an episode without
                 for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
                     if name in episode:
                         put(group, name, episode[name])
