@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -202,19 +203,33 @@ def test_names_that_do_not_fit(tmp_path):
     assert outside.returncode == 2 and not (tmp_path / "out").exists()
 
 
-def test_an_imported_set_trains(tmp_path):
-    """Through both command lines, to a score and a picture."""
-    name = "Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed"
-    made_file(tmp_path / f"{name}.hdf5", "antmaze", 50, **ant_columns((20, 20)))
-    assert run_import(tmp_path, tmp_path / f"{name}.hdf5").returncode == 0
+TRAINED = {  # file name, script, task, id
+    "hopper": ("hopper_medium_replay-v2", "edq_mujoco", "hopper-medium-replay", "hopper/medium-replay-v2"),
+    "antmaze": ("Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed", "edq_antmaze",
+                "antmaze-medium-play-v2", "antmaze/medium-play-v2"),
+    "pen": ("pen-v0_demos_clipped", "edq_adroit", "pen-human", "pen/human-v0"),
+    "kitchen": ("kitchen_microwave_kettle_light_slider-v0", "edq_adroit", "kitchen-partial-v0", "kitchen/partial-v0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_an_imported_set_trains(tmp_path, family):
+    """Through both command lines to a score, in D4RL's simulator, and scored again without the data."""
+    name, script, env_id, dataset_id = TRAINED[family]
+    more = ant_columns((20, 20)) if family == "antmaze" else dict(timeouts=(30,))
+    made_file(tmp_path / f"{name}.hdf5", family, 50, **more)
+    assert run_import(tmp_path / "sets", tmp_path / f"{name}.hdf5").returncode == 0
     flags = "--num-critics 2 --hidden-dim 16 --gradient-steps 20 --eval-every 20 --eval-episodes 1 --num-candidates 2"
-    flags += " --no-max-q-backup --env-id antmaze-medium-play-v2 --dataset-id d4rl/antmaze/medium-play-v2"
-    env = {"MINARI_DATASETS_PATH": str(tmp_path)}
-    done = run_script("edq_antmaze", *flags.split(), "--run-dir", tmp_path / "run", env=env)
+    flags += f" --no-max-q-backup --env-id {env_id} --dataset-id d4rl/{dataset_id}"
+    env = {"MINARI_DATASETS_PATH": str(tmp_path / "sets")}
+    done = run_script(script, *flags.split(), "--run-dir", tmp_path / "run", env=env)
     assert done.returncode == 0, done.stderr
-    first = (tmp_path / "run" / "evaluation.png").read_bytes()
     simulator = json.loads((tmp_path / "run" / "run.json").read_text())["simulator"]
-    assert first[:4] == b"\x89PNG" and simulator[1]["d4rl_ant"] is True
-    (tmp_path / "run" / "evaluation.png").unlink()
-    again = run_script("edq_antmaze", "--evaluate", tmp_path / "run")  # without the data, in the same maze
-    assert again.returncode == 0 and (tmp_path / "run" / "evaluation.png").read_bytes() == first
+    version = {"hopper": "Hopper-v4", "pen": "AdroitHandPen-v1"}.get(family)
+    assert simulator[0] == version or simulator[1]["d4rl_ant" if family == "antmaze" else "d4rl_obs"] is True
+    score = json.loads((tmp_path / "run" / "summary.json").read_text())["last"]["score"]
+    shutil.rmtree(tmp_path / "sets")
+    again = run_script(script, "--evaluate", tmp_path / "run")
+    assert again.returncode == 0 and f"score {score:.6g}" in again.stdout
+    if family == "antmaze":
+        assert (tmp_path / "run" / "evaluation.png").read_bytes()[:4] == b"\x89PNG"
