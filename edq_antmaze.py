@@ -201,10 +201,10 @@ def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     mazes = [k.get("maze_map") or [[]] for k in (spec.get("kwargs", {}), eval_spec.get("kwargs", {}), kwargs)]
     data, scored, ours = ([[cell == 1 for cell in line] for line in maze] for maze in mazes)
     if data not in ([[]], ours):
-        ends = sorted(cell for line in mazes[1] for cell in line if cell not in (0, 1))
-        what = f"the data were recorded in another maze than that of {task.env}, and name no start and goal in it"
-        fail(what, when=scored != data or ends != ["g", "r"])
-        kwargs |= dict(maze_map=mazes[1], max_episode_steps=eval_spec.get("max_episode_steps"))
+        ends, limit = [c for line in mazes[1] for c in line if c not in (0, 1)], eval_spec.get("max_episode_steps")
+        what = "the data were recorded in another maze than the task's, and name no start, goal and time limit in it"
+        fail(what, when=scored != data or sorted(ends) != ["g", "r"] or not isinstance(limit, int))
+        kwargs |= dict(maze_map=mazes[1], max_episode_steps=limit)
         print("note: scored in the maze of the data, from the start to the goal of their evaluation spec")
     return task._replace(env_kwargs=kwargs)
 
@@ -418,7 +418,7 @@ class Agent(nn.Module):
         self.register_buffer("obs_std", torch.ones(obs_dim))  # for --normalize-obs
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last row of metrics.csv
         self.register_buffer("diffusion_sum", torch.zeros(()))  # since the last evaluation
-        self.register_buffer("states", torch.zeros(4000, obs_dim))  # a sample of the data, for pictures
+        self.register_buffer("states", torch.zeros(4000, obs_dim))  # a sample of the data, for a maze's picture
         self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
         self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
         self.to(device)
@@ -545,9 +545,7 @@ def resolve(args: Args, device: str) -> Args:
     compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
     if args.precision == "bf16" and not fast:
-        print(
-            f"note: --precision bf16 may be 80 times slower than fp32 on this {device}: it has no instructions for it"
-        )
+        print(f"note: --precision bf16 may be 80 times slower than fp32 on this {device}, which only emulates it")
     if args.precision == "auto":
         args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
     if args.compile == "auto":
@@ -846,7 +844,7 @@ def main(args: Args, flags: list[str]) -> None:
         return
     got, ours = (data.obs.shape[1], data.action.shape[1]), (obs_dim, act_dim)
     fail(f"{info['id']} has {got} observations and actions, {args.env_id} has {ours}", when=got != ours)
-    agent.states.copy_(data.obs[torch.linspace(0, len(data.obs) - 1, len(agent.states)).long()])
+    agent.states.copy_(data.obs[torch.linspace(0, len(data.obs) - 1, len(agent.states), dtype=float).long()])
     agent.q_limit.fill_(float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9))  # no return can be larger
     if args.normalize_obs:
         agent.obs_mean.copy_(data.obs.mean(0))

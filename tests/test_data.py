@@ -121,6 +121,11 @@ def test_mazes_that_do_not_fit_are_refused(antmaze, tmp_path, capsys):
         load(antmaze, nowhere, "pointmaze-umaze", 6, 2)
     assert stop.value.code == 2 and "another maze" in capsys.readouterr().err
     here = write_dataset(tmp_path / "here", [maze_episode([0, 1], False)], umaze)
+    with pytest.raises(SystemExit) as stop:  # no time limit
+        endless = json.dumps(maze_spec([["r", "g"], [0, 0]], max_episode_steps=None))
+        folder = [maze_episode([0, 1], False)], maze_spec([[0, 0]] * 2)
+        load(antmaze, write_dataset(tmp_path / "endless", *folder, eval_env_spec=endless), "pointmaze-umaze", 6, 2)
+    assert stop.value.code == 2 and "time limit" in capsys.readouterr().err
     scored = json.dumps(maze_spec([["r", "g"], [0, 0]]))
     there = write_dataset(
         tmp_path / "there", [maze_episode([0, 1], False)], maze_spec([[0, 0]] * 2), eval_env_spec=scored
