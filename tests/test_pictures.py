@@ -28,11 +28,12 @@ def test_paths_stand_where_the_simulator_has_them(antmaze, env_id, cell):
     rng = np.random.default_rng(0)
     data = dict(states=rng.normal(size=(50, 2)), paths=rng.normal(size=(9, 2)), steps=np.array([2, 3, 4]))
     data |= dict(arrived=np.array([True, False, True]), goals=rng.normal(size=(3, 2)))
-    ax = draw_paths.draw({"simulator": task[:2], "args": args}, data).axes[0]
+    draw_paths.panel(ax := draw_paths.Figure().add_subplot(), {"simulator": task[:2], "args": args}, data)
+    assert ax.get_title() == f"{env_id}, edq, seed 0: 2 of 3 arrive"
     lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert lines.keys() == {"data", "2 of 3 arrived", "1 of 3 did not arrive", "start", "goal"}
-    assert np.array_equal(lines["1 of 3 did not arrive"][:3], data["paths"][2:5])
-    assert np.array_equal(lines["2 of 3 arrived"][:2], data["paths"][:2])
+    assert lines.keys() == {"data", "arrived", "did not arrive", "start", "goal"}
+    assert np.array_equal(lines["did not arrive"][:3], data["paths"][2:5])
+    assert np.array_equal(lines["arrived"][:2], data["paths"][:2])
     assert np.array_equal(lines["start"], data["paths"][[0, 2, 5]]) and np.array_equal(lines["goal"], data["goals"])
     env, image = antmaze.make_env(task), ax.images[0]
     left, right, bottom, top = image.get_extent()
@@ -59,7 +60,8 @@ def test_a_run_draws_and_evaluate_draws_again(tmp_path):
     assert run_script("edq_antmaze", "--evaluate", tmp_path / "run").returncode == 0
     assert picture.read_bytes() == first
     out = tmp_path / "paper.svg"
-    assert subprocess.run([sys.executable, SCRIPT, tmp_path / "run", "--out", out]).returncode == 0
+    three = [tmp_path / "run"] * 3
+    assert subprocess.run([sys.executable, SCRIPT, *three, "--out", out]).returncode == 0
     assert "<svg" in out.read_text()[:2000]
 
 
@@ -71,6 +73,6 @@ def test_a_picture_that_cannot_be_drawn_says_so_and_ends_no_run(tmp_path, monkey
     path = np.zeros((2, 6), np.float32)
     antmaze.draw_paths(tmp_path, [{"score": 100.0}], [path], np.zeros((4000, 6), np.float32))
     assert (tmp_path / "paths.npz").exists() and not (tmp_path / "evaluation.png").exists()
-    (tmp_path / "run.json").write_text(json.dumps({"simulator": ["PointMaze_UMaze-v3", {}]}))
+    (tmp_path / "run.json").write_text(json.dumps({"simulator": ["PointMaze_UMaze-v3", {}], "args": {}}))
     bad = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True)
     assert bad.returncode == 2 and "maze_map" in bad.stderr
