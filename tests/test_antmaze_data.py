@@ -16,6 +16,7 @@ import minari
 import mujoco as mj
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 FOLDER = ROOT / "results" / "datasets"
@@ -171,6 +172,18 @@ def test_replay_in_the_real_environment(datasets, task):
         "description"
     ]
     env.close(), eval_env.close()
+
+
+def test_the_script_loads_it(antmaze, datasets):
+    """As 31 numbers and a reward of 1 at the goal, in the task's own maze; nothing is noted or refused."""
+    make(datasets, episodes=3)
+    args = antmaze.replace(antmaze.Args(), env_id="antmaze-umaze", dataset_id="edq/antmaze/umaze-v0", reward="raw")
+    before = antmaze.TASKS["antmaze-umaze"]
+    data, info = antmaze.load_dataset(args, "cpu")
+    assert data.obs.shape == (120, 31) and data.action.shape == (120, 8) and info["episodes"] == 3
+    near = (data.next_obs[:, 27:29] - data.next_obs[:, 29:]).norm(dim=1) <= generator.RADIUS
+    assert torch.equal(data.reward, near.float()) and torch.equal(data.end, near.float())
+    assert antmaze.TASKS["antmaze-umaze"] == before
 
 
 def test_figures_and_record(datasets, tmp_path, capsys):
