@@ -813,7 +813,7 @@ def main(args: Args, flags: list[str]) -> None:
     if not args.evaluate:  # before the simulators, as a maze may come with its data
         fail(f"{run_dir} holds a run; --resume continues it", when=not args.resume and (run_dir / "run.json").exists())
         data, info = load_dataset(args, device)
-    envs = vector_env(args)
+    envs, task = vector_env(args), TASKS[args.env_id]
     (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
     torch.manual_seed(args.seed)  # for the network weights; all later noise comes from generators of our own
     agent, generator = Agent(obs_dim, act_dim, args, device), torch.Generator(device).manual_seed(args.seed)
@@ -863,12 +863,12 @@ def main(args: Args, flags: list[str]) -> None:
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     write(run_dir / "run.json", json.dumps({
         "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
-        "simulator": TASKS[args.env_id][:2], "hyper_parameters_of": TASKS[args.env_id].like, "dataset": info,
+        "simulator": task[:2], "hyper_parameters_of": task.like, "dataset": info,
         "threads": torch.get_num_threads(), "gpu": device == "cuda" and torch.cuda.get_device_name(),
         "versions": {p: importlib.metadata.version(p) for p in "torch numpy gymnasium mujoco minari".split()},
         "system": [sys.version.split()[0], os.uname().release, torch.backends.cpu.get_cpu_capability()],
     }, indent=1).encode())  # fmt: skip
-    print(f"{args.env_id} (--env-id names another) on {device}, the row of {TASKS[args.env_id].like}, in {run_dir}")
+    print(f"{args.env_id} (--env-id names another) in {task.env}, the row of {task.like}, on {device}, in {run_dir}")
     print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))
 
     def checkpoint() -> None:
