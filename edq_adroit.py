@@ -170,8 +170,9 @@ SCORE, SUCCESS_ENDS = "D4RL-normalised score", False  # whether a reward above 0
 def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
     """The simulator, from our own table: an environment spec out of a file could run any code."""
     kwargs = {key: value for key, value in task.env_kwargs.items() if key != "d4rl_obs"}
+    kwargs |= dict(robot_noise_ratio=0.1, object_noise_ratio=0.1) if task.env_kwargs.get("d4rl_obs") else {}
     env = gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **kwargs)
-    if task.env_kwargs.get("d4rl_obs"):  # D4RL's kitchen shows no velocities: 9 numbers of the robot, 21 of objects
+    if task.env_kwargs.get("d4rl_obs"):  # as in D4RL, noisier and without velocities: 9 of the robot, 21 of objects
         env = gym.wrappers.TransformObservation(env, lambda obs: obs["observation"][np.r_[0:9, 18:39]], None)
     return env
 
@@ -771,7 +772,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         elif new != saved[name] and not (longer and new > saved[name]):
             fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
     if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        known = env in (task.env, task.env[:-1] + "4") and isinstance(kwargs, dict) and {*kwargs} == {*task.env_kwargs}
+        fail(f"{run_dir} is of another simulator", when=not known)
         TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero

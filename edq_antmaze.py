@@ -203,7 +203,7 @@ def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     if data not in ([[]], ours):
         ends, limit = [c for line in mazes[1] for c in line if c not in (0, 1)], eval_spec.get("max_episode_steps")
         what = "the data were recorded in another maze than the task's, and name no start, goal and time limit in it"
-        fail(what, when=scored != data or sorted(ends) != ["g", "r"] or not isinstance(limit, int))
+        fail(what, when=scored != data or sorted(ends) != ["g", "r"] or type(limit) is not int or limit < 1)
         kwargs |= dict(maze_map=mazes[1], max_episode_steps=limit)
         print("note: scored in the maze of the data, from the start to the goal of their evaluation spec")
     return task._replace(env_kwargs=kwargs)
@@ -789,7 +789,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         elif new != saved[name] and not (longer and new > saved[name]):
             fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
     if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        known = env in (task.env, task.env[:-1] + "4") and isinstance(kwargs, dict) and {*kwargs} == {*task.env_kwargs}
+        fail(f"{run_dir} is of another simulator", when=not known)
         TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero

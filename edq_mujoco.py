@@ -183,10 +183,9 @@ def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[
 
 def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
     """The policy is scored where its data come from, if that is the same robot; specs are JSON, made into nothing."""
-    if spec.get("id") == task.env[:-1] + "4":  # D4RL's physics and rewards are those of v4
+    if spec.get("id") in (task.env[:-1] + "4", task.env[:-1] + "5"):  # D4RL's physics and rewards are those of v4
         return task._replace(env=spec["id"])
-    if spec.get("id") != task.env:
-        print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
+    print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
     return task
 
 
@@ -763,7 +762,8 @@ def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
         elif new != saved[name] and not (longer and new > saved[name]):
             fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
     if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        fail(f"{run_dir} is of another simulator", when=env[:-1] != task.env[:-1] or {*kwargs} != {*task.env_kwargs})
+        known = env in (task.env, task.env[:-1] + "4") and isinstance(kwargs, dict) and {*kwargs} == {*task.env_kwargs}
+        fail(f"{run_dir} is of another simulator", when=not known)
         TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
     for name, value in asdict(args).items():
         zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero

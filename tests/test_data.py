@@ -148,8 +148,12 @@ def test_the_ant_of_d4rl(antmaze, mujoco, tmp_path):
         models.append((model.opt.timestep, float(data.qfrc_actuator.max()), round(float(data.time), 6)))
         env.close()
     assert models == [(0.01, 150.0, 0.05), (0.02, 30.0, 0.1)]  # seconds a substep, torque, seconds a step
-    load(mujoco, write_dataset(tmp_path / "hopper", hopper_episodes(), {"id": "Hopper-v4"}), "hopper-medium", 11, 3)
-    assert mujoco.TASKS["hopper-medium"].env == "Hopper-v4"
+    four, five = (write_dataset(tmp_path / v, hopper_episodes(), {"id": f"Hopper-{v}"}) for v in ("v4", "v5"))
+    for pair in (f"{four},{five}", f"{five},{four}"):
+        with pytest.raises(SystemExit):
+            load(mujoco, pair, "hopper-medium", 11, 3)
+    load(mujoco, four, "hopper-expert", 11, 3)
+    assert mujoco.TASKS["hopper-expert"].env == "Hopper-v4"
 
 
 def test_kitchen_observation_is_flat_and_scores_count_tasks(adroit, tmp_path):

@@ -34,7 +34,6 @@ import storage
 import torch
 import torch.nn.functional as F
 import tyro
-from minari.dataset.minari_dataset import parse_dataset_id
 from torch import nn
 from tqdm import tqdm
 
@@ -282,10 +281,6 @@ def main(args: Args) -> None:
     fail("--reference is a return, and a higher one", when=not -inf < reference[0] < reference[1] < inf)
     good = len(args.obs_stats) in (0, 1, n) and (sb3 or not args.obs_stats)
     fail("--obs-stats is for Stable-Baselines3: one file for all policies, or one for each", when=not good)
-    try:
-        parse_dataset_id(dataset_id)
-    except ValueError:
-        fail(f"{dataset_id!r} is no dataset id, which would look like edq/hopper/medium-v0")
     folder, log, observation = storage.folder_of(dataset_id), [], envs[0].reset(seed=0)[0]
     act_dim = len(envs[0].action_space.low)
     policies = [load_policy(args, number, observation, act_dim) for number in range(len(args.policy))]

@@ -55,7 +55,8 @@ MAZES = {
     "antmaze-large": (maps.LARGE_MAZE, (7, 9)),
 }
 FILE_NAMES = [  # what D4RL's server calls them
-    (r"(hopper|halfcheetah|walker2d)_mixed", r"\1-medium-replay-v0"),
+    (r"(hopper|halfcheetah)_mixed", r"\1-medium-replay-v0"),
+    (r"walker_mixed", "walker2d-medium-replay-v0"),
     (r"(hopper|halfcheetah|walker2d)_([a-z_]+)", r"\1-\2-v0"),
     (r"(pen|door|hammer|relocate)-v0_demos_clipped", r"\1-human-v0"),
     (r"(pen|door|hammer|relocate)-v0_expert_clipped", r"\1-expert-v0"),
@@ -63,8 +64,8 @@ FILE_NAMES = [  # what D4RL's server calls them
     (r"mini_kitchen_microwave_kettle_light_slider-v0", "kitchen-complete-v0"),
     (r"kitchen_microwave_kettle_light_slider-v0", "kitchen-partial-v0"),
     (r"kitchen_microwave_kettle_bottomburner_light-v0", "kitchen-mixed-v0"),
-    (r"Ant_maze_(.*maze)_noisy_multistart_(True|False)_multigoal_(True|False)_sparse(_fixed)?", lambda m: "antmaze-"
-     + {"u-maze": "umaze", "big-maze": "medium", "hardest-maze": "large"}[m[1]]
+    (r"Ant_maze_(u-maze|big-maze|hardest-maze)_noisy_multistart_(True|False)_multigoal_(True|False)_sparse(_fixed)?",
+     lambda m: "antmaze-" + {"u-maze": "umaze", "big-maze": "medium", "hardest-maze": "large"}[m[1]]
      + ("-diverse" if m[3] == "True" else "-play" if m[2] == "True" else "") + ("-v2" if m[4] else "-v0")),
 ]  # fmt: skip
 
@@ -86,9 +87,10 @@ def d4rl_name(file: Path, name: str | None) -> tuple[str, str]:
     for pattern, proper in FILE_NAMES if name is None else []:
         if match := re.fullmatch(pattern, file.stem):
             name = proper(match) if callable(proper) else match.expand(proper)
+            break
     name = (name or file.stem).lower().replace("_", "-")
     for family in FAMILIES:
-        if re.fullmatch(family + r"-?[a-z-]*-v\d+", name):
+        if re.fullmatch(family + r"(-[a-z-]+)?-v\d+", name):
             return name, family
     return storage.fail(
         f"{name} is no D4RL set that the scripts have a task for; give its name: --name hopper-medium-v2"
@@ -119,29 +121,34 @@ def spans(terminals: np.ndarray, dropped: np.ndarray, through_terminals: bool) -
         yield first, last
 
 
-def goals_of(file: h5py.File, rewards: np.ndarray, evaluation: np.ndarray) -> tuple[np.ndarray, str]:
+def goals_of(file: h5py.File, rewards: np.ndarray, centre: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, str]:
     """The goal `[N, 2]` that rewards refer to in D4RL's frame, and where it was found."""
-    # infos/goal is where the ant was sent. D4RL computed the rewards of most sets anew, for one goal.
-    xy, fixed = file["observations"][:, :2], np.broadcast_to(evaluation, (len(rewards), 2)).astype(np.float32)
+    xy, rewarded = file["observations"][:, :2], np.flatnonzero(rewards[:-1] > 0)
     jumps = int((np.linalg.norm(np.diff(xy, axis=0), axis=1) > 2).sum())
-    print(f"{jumps} steps move the ant by more than 2 m: starts of episodes, or timeouts out of place (D4RL issue 77)")
-    if "infos/goal" not in file:
-        return fixed, "the evaluation's, as the file names none"
-    goal, rewarded = file["infos/goal"][:].astype(np.float32), np.flatnonzero(rewards[:-1] > 0)
-    near = [np.linalg.norm(xy[rewarded + 1] - g[rewarded], axis=1) < 0.6 for g in (goal, fixed)]
-    if len(rewarded) == 0 or near[0].mean() >= 0.5:
-        return goal, "infos/goal"
-    return fixed, f"the evaluation's, as infos/goal is near only {near[0].mean():.0%} of the rewarded steps"
+    print(
+        f"{jumps} steps move the ant by more than 2 m, {dropped.sum()} are timeouts: apart from ants that start where"
+    )
+    print("another ended the two should be equal; in some v0 files they are not (D4RL issue 77)")
+    if "infos/goal" in file:  # where the ant was sent
+        goal = file["infos/goal"][:].astype(np.float32)
+        near = np.linalg.norm(xy[rewarded + 1] - goal[rewarded], axis=1) < 0.6
+        if len(rewarded) == 0 or near.mean() >= 0.5:
+            return goal, "infos/goal"
+    # D4RL computed the rewards of most sets anew, for one goal near the centre of a cell: where they were given.
+    source = "the middle of the rewarded places" if len(rewarded) else "the centre of the evaluation's goal cell"
+    why = f", as infos/goal is near only {near.mean():.0%} of them" if "infos/goal" in file else ""
+    one = np.median(xy[rewarded + 1], 0) if len(rewarded) else centre
+    return np.broadcast_to(np.float32(one), (len(rewards), 2)), source + why
 
 
 def episodes(file: h5py.File, family: str, limit: int) -> Iterator[dict]:
     """The file's episodes one by one, as `storage.save` wants them."""
-    column = {key: np.asarray(file[key]).reshape(-1) for key in ("rewards", "terminals")}
+    column = {key: file[key][:].reshape(-1) for key in ("rewards", "terminals", "timeouts") if key in file}
     terminals, rewards, maze = column["terminals"] > 0, column["rewards"].astype(np.float32), MAZES.get(family)
-    dropped = seams(terminals, np.asarray(file["timeouts"]).reshape(-1) > 0 if "timeouts" in file else None, limit)
+    dropped = seams(terminals, column["timeouts"] > 0 if "timeouts" in file else None, limit)
     if maze:  # from D4RL's frame, start cell at the origin, to Gymnasium-Robotics', middle of the maze at the origin
         shift = 6 - 2 * np.array([len(maze[0][0]), len(maze[0])], np.float32)
-        goals, source = goals_of(file, rewards, 4 * np.array([maze[1][1] - 1, maze[1][0] - 1]))
+        goals, source = goals_of(file, rewards, 4 * np.array([maze[1][1] - 1, maze[1][0] - 1]), dropped)
         print(f"desired_goal is {source}")
     strange = 0
     for first, end in tqdm(list(spans(terminals, dropped, maze is not None)), unit="episode", disable=None):
@@ -198,6 +205,8 @@ def main(args: Args) -> None:
             rows = {key: len(file[key]) for key in keys if isinstance(file.get(key), h5py.Dataset)}
             if len(set(rows.values())) > 1:
                 raise ValueError(f"its columns have different lengths: {rows}")
+            if wide := [key for key in rows if key in keys[2:5] and file[key].size != rows[key]]:
+                raise ValueError(f"{' and '.join(wide)} hold more than a number a row")
             widths = tuple(file[key].shape[1:] for key in keys[:2])
             if widths != ((obs_dim,), (act_dim,)):
                 raise ValueError(
@@ -208,7 +217,7 @@ def main(args: Args) -> None:
                 ref_min_score=low, ref_max_score=high, algorithm_name="see D4RL", author=["D4RL authors"],
                 description=f"D4RL's {name}, imported from {args.file.name}: the rows of its qlearning_dataset.",
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what h5py makes of a damaged file
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # what h5py makes of a damaged file
         storage.fail(f"cannot import {args.file}: {' '.join(str(error).split())}"[:300])
     count, steps = metadata["total_episodes"], metadata["total_steps"]
     print(f"{folder}: {steps} transitions in {count} episodes, of {rows['rewards']} rows")

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from minari.dataset.minari_dataset import parse_dataset_id
 from minari.serialization import serialize_space
 from minari.storage import get_dataset_path
 
@@ -32,8 +34,12 @@ def fail(sentence: str) -> None:
 def folder_of(dataset_id: str) -> Path:
     """Where a dataset of this id lives, `MINARI_DATASETS_PATH` or ~/.minari/datasets; must not exist yet."""
     root, folder = get_dataset_path().absolute(), get_dataset_path(dataset_id).absolute()
-    if not dataset_id or root not in Path(os.path.normpath(folder)).parents:
-        fail(f"{dataset_id!r} is no dataset id")
+    try:
+        proper = parse_dataset_id(dataset_id)[-1] is not None and root in Path(os.path.normpath(folder)).parents
+    except (TypeError, ValueError):  # the former without a version
+        proper = False
+    if not proper or any((parent / "data").exists() for parent in folder.parents if root in parent.parents):
+        fail(f"{dataset_id!r} is no dataset id, as edq/hopper/medium-v0 is one: a version at the end, no dataset above")
     if folder.exists():
         fail(f"there is a dataset in {folder} already; remove it, or choose another --dataset-id")
     return folder
@@ -63,6 +69,9 @@ def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, 
     `metadata` are further entries of metadata.json, such as ref_min_score. An exception removes what was written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is usual:  # so that what follows is cleaned up; after SIGKILL .unfinished-* stays
+            signal.signal(number, lambda n, _: sys.exit(128 + n))
     count = steps = 0
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as unfinished:
         data = Path(unfinished, "set", "data")
