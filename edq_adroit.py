@@ -527,8 +527,8 @@ def resolve(args: Args, device: str) -> Args:
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
     compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
-    if args.precision == "bf16" and not fast:
-        print(f"note: --precision bf16 may be 80 times slower than fp32 on this {device}, which only emulates it")
+    if {"bf16": not fast, "tf32": device == "cpu"}.get(args.precision):  # asked for, and not in the hardware
+        print(f"note: on this {device} bf16 may be 80 times slower than fp32, and tf32 is the same as fp32")
     if args.precision == "auto":
         args = replace(args, precision="bf16" if fast else "tf32" if device == "cuda" else "fp32")
     if args.compile == "auto":

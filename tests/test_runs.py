@@ -276,8 +276,8 @@ def test_edq_beats_cloning_and_chance(tmp_path):
     """
     antmaze = load_script("edq_antmaze")
     task, rng = antmaze.TASKS["pointmaze-open"], np.random.default_rng(0)
-    kwargs = {**task.env_kwargs, "continuing_task": True}
-    env = antmaze.gym.make(task.env, disable_env_checker=True, **kwargs, max_episode_steps=150)
+    kwargs = {**task.env_kwargs, "continuing_task": True, "max_episode_steps": 150}
+    env = antmaze.gym.make(task.env, disable_env_checker=True, **kwargs)
     corners = [env.unwrapped.maze.cell_rowcol_to_xy(np.array(c)) for c in ((1, 1), (1, 5), (3, 1), (3, 5))]
     episodes = []
     for i in range(60):
