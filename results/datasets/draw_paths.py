@@ -56,12 +56,15 @@ def main(args: Args) -> None:
     out = args.out or args.run_dirs[0] / "evaluation.png"
     columns = min(len(args.run_dirs), 2)
     rows = -(-len(args.run_dirs) // columns)
-    fig = Figure(figsize=(6 * columns, 6 * rows + 0.5), dpi=100, layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False).flatten()
     try:
-        for ax, run_dir in zip(axes, args.run_dirs):
+        runs = [json.loads((run_dir / "run.json").read_text()) for run_dir in args.run_dirs]
+        mazes = [np.shape(run["simulator"][1]["maze_map"]) for run in runs]
+        height = 6 * max((y - 2) / (x - 2) for y, x in mazes) + 0.4  # inches; a panel is 6 wide
+        fig = Figure(figsize=(6 * columns, height * rows + 0.4), dpi=100, layout="constrained")
+        axes = fig.subplots(rows, columns, squeeze=False).flatten()
+        for ax, run, run_dir in zip(axes, runs, args.run_dirs):
             with np.load(run_dir / "paths.npz", allow_pickle=False) as data:
-                panel(ax, json.loads((run_dir / "run.json").read_text()), dict(data))
+                panel(ax, run, dict(data))
         for ax in axes[len(args.run_dirs) :]:
             ax.remove()
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
