@@ -70,7 +70,9 @@ def main(args: Args) -> None:
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         fig.savefig(temporary := out.with_name(f".unfinished-{out.name}"), bbox_inches="tight")
         if out.suffix == ".png":  # 256 colours do, at a third of the size
-            Image.open(temporary).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary)
+            Image.open(temporary).convert("RGB").quantize(
+                256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            ).save(temporary)
         os.replace(temporary, out)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"error: cannot draw {out}: {error}", file=sys.stderr)
