@@ -179,14 +179,16 @@ def test_replay_in_the_real_environment(datasets, task):
 
 def test_the_script_loads_it(antmaze, datasets):
     """As 31 numbers and a reward of 1 at the goal, in the task's own maze; nothing is noted or refused."""
-    make(datasets, episodes=3)
-    args = antmaze.replace(antmaze.Args(), env_id="antmaze-umaze", dataset_id="edq/antmaze/umaze-v0", reward="raw")
-    before = antmaze.TASKS["antmaze-umaze"]
+    name, dataset_id = "antmaze-umaze-diverse", "edq/antmaze/umaze-diverse-v0"
+    make(datasets, task="umaze-diverse", episodes=20, length=150)
+    args = antmaze.replace(antmaze.Args(), env_id=name, dataset_id=dataset_id, reward="raw")
+    before = antmaze.TASKS[name]
     data, info = antmaze.load_dataset(args, "cpu")
-    assert data.obs.shape == (120, 31) and data.action.shape == (120, 8) and info["episodes"] == 3
+    assert data.obs.shape == (3000, 31) and data.action.shape == (3000, 8) and info["episodes"] == 20
     near = (data.next_obs[:, 27:29] - data.next_obs[:, 29:]).norm(dim=1) <= generator.RADIUS
+    assert near.any() and not near.all()
     assert torch.equal(data.reward, near.float()) and torch.equal(data.end, near.float())
-    assert antmaze.TASKS["antmaze-umaze"] == before
+    assert antmaze.TASKS[name] == before
 
 
 def test_figures_and_record(datasets, tmp_path, capsys):

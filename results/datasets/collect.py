@@ -34,18 +34,16 @@ import storage
 import torch
 import torch.nn.functional as F
 import tyro
+from import_d4rl import FAMILIES
 from torch import nn
 from tqdm import tqdm
 
 gym.register_envs(gymnasium_robotics)
 ROOT, SCRIPTS = Path(__file__).resolve().parents[2], ("edq_mujoco.py", "edq_antmaze.py", "edq_adroit.py")
 ROWS = 10  # environments in lockstep; always as many, as products of another size round otherwise
-HANDS = {"pen": 100, "door": 200, "hammer": 200, "relocate": 200}  # D4RL's time limits of Adroit
-REFERENCES = {  # D4RL's returns of a random and an expert policy
-    "hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0), "walker2d": (1.629008, 4592.3),
-    "pen": (96.262799, 3076.833102), "door": (-56.512833, 2880.569309), "hammer": (-274.856578, 12794.134825),
-    "relocate": (-6.425911, 4233.877798), "antmaze": (0.0, 1.0), "pointmaze": (0.0, 1.0),
-}  # fmt: skip
+# D4RL's time limits of Adroit, and its returns of a random and an expert policy.
+HANDS = {hand: FAMILIES[hand][1] for hand in ("pen", "door", "hammer", "relocate")}
+REFERENCES = {name.split("-")[0]: row[4:] for name, row in FAMILIES.items()} | {"pointmaze": (0.0, 1.0)}
 # What a zip may hold, told by a weight that no other kind has: hidden layers, last layer, how far actions are spread,
 # the activation unless the file names one, and weights that take no part in acting.
 Kind = namedtuple("Kind", "name hidden head spread activation idle")
