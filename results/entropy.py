@@ -1,0 +1,353 @@
+"""Does the entropy term raise entropy? Every published estimator on a diffusion policy, against a known truth.
+
+    python results/entropy.py known --task bandit          # and --task toy; about 25 minutes each on one core
+    python results/entropy.py real --task rare             # wander, hopper; needs their data, see DATASETS below
+    python results/report.py                               # tables and pictures, from the records alone
+
+Known truth: one action dimension, a known Q, the density of the sampled action by quadrature (`stacked.action_law`). Real
+tasks: the scripts' own training, `actor_losses` replaced by the one of the arm, everything else untouched.
+
+Written down before any run:
+  (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
+  (ii)  chain moves the measured entropy with its coefficient;
+  (iii) at equal measured entropy chain beats noise: its value with 50 candidates is higher.
+
+Arms
+  none       no entropy term
+  noise      none, acting with N(0, coef^2) added to each action: best-of-50 acting turns any spread into reward
+  released   the authors' code (`entropy_estimate`); in closed form 0.7787 + 0.0628 a_0^2 per dimension
+  quad       that closed form itself
+  bridge     the paper's Eq. 14 to the letter; a constant
+  score      gradient of the entropy of the policy smoothed to t = 1: a_1 . stop_gradient(score(a_1))
+  chain      lower bound by the forward process (`chain_entropy_bound`; after DIME, Celik et al. 2025)
+  chainJ     chain for t >= 2, and the exact change of variables log |det d a_0 / d a_1| for the last, noiseless step
+  logdet     change of variables through all steps of the deterministic sampler (DDIM), as in FLAME, FMER, GenPO
+  gmm        DACER (Wang et al. 2024): no gradient; a mixture of Gaussians fitted to 200 actions gives an entropy, which
+             drives the size of noise that is added to the action, toward -0.9 nats per dimension
+  pathkl     BDPO (Gao et al. 2025): KL of each reverse step to that of a cloned policy, along the policy's own chain
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import record
+import stacked
+from stacked import edq
+
+HERE = Path(__file__).resolve().parent
+COEFS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+NOISES = [0.03, 0.1, 0.2, 0.3, 0.5, 1.0]  # std of the acting noise
+SEEDS, BUDGETS = list(range(20)), [1000, 3000]
+
+
+# === Estimators that the scripts do not have. obs [B, S]; noise [T + 1, B, A]; value [B], nats, sum over dimensions ====
+def one_step(agent, batch, noise) -> Tensor:
+    """The predicted action of `actor_losses`, unclamped; `[B, A]`."""
+    a_t = agent.sde.perturb(batch.action, noise.t, noise.eps)
+    return agent.sde.predict_a0(a_t, noise.t, agent.score(a_t, noise.t, batch.obs))
+
+
+def log_det(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """function(x) and log |det of its Jacobian| row by row, floored at log 0.001; x `[B, A]` -> `[B, A]`, `[B]`."""
+    columns = [torch.func.jvp(function, (x,), (direction.expand_as(x),)) for direction in torch.eye(x.shape[-1])]
+    jacobian = torch.stack([c for _, c in columns], -1)  # [B, A, A]
+    det = jacobian[..., 0, 0] if x.shape[-1] == 1 else torch.linalg.det(jacobian)
+    return columns[0][0], 0.5 * torch.log(det**2 + 1e-6)
+
+
+def chain_jacobian(sde: edq.MeanRevertingSDE, score: Callable, obs: Tensor, noise: Tensor) -> Tensor:
+    """H(a_1) bounded by the chain above it, plus E log |det d a_0 / d a_1|: the entropy without noise in the last step.
+
+    Exact in the second part if a_1 -> a_0 is one-to-one. Where a_0 leaves the box nothing is counted: the clamp would
+    make it an atom, and the gradient would push further out.
+    """
+    a_t = noise[0]
+    bound = 0.5 * (math.log(2 * math.pi) + a_t**2)
+    for t in reversed(range(1, sde.num_steps)):
+        z, std = noise[sde.num_steps - t], sde.posterior_var[t].sqrt()
+        a0 = sde.predict_a0(a_t, t, score(a_t, t, obs)).clamp(-1, 1)
+        a_prev = sde.posterior_mean(a_t, a0, t) + std * z
+        bound = bound + edq.log_transition(a_t, a_prev, sde.theta_dt[t])
+        bound = bound + 0.5 * (math.log(2 * math.pi) + z**2) + std.log()
+        a_t = a_prev
+    a0, volume = log_det(lambda a_1: sde.predict_a0(a_1, 0, score(a_1, 0, obs)), a_t)
+    return bound.sum(-1) + torch.where((a0.abs() < 1).all(-1), volume, 0.0)
+
+
+def ddim_log_det(sde: edq.MeanRevertingSDE, score: Callable, obs: Tensor, noise: Tensor) -> Tensor:
+    """Entropy of the deterministic sampler a_{t-1} = C a_0 + sqrt(1 - C^2) eps by its Jacobians; C = e^-theta_bar_{t-1}."""
+    a_t = noise[0]
+    entropy = (0.5 * (math.log(2 * math.pi) + a_t**2)).sum(-1)
+    for t in reversed(range(sde.num_steps)):
+
+        def step(a: Tensor, t: int = t) -> Tensor:
+            eps = score(a, t, obs)
+            a0 = sde.predict_a0(a, t, eps)
+            return a0 if t == 0 else torch.exp(-sde.theta_bar[t - 1]) * a0 + sde.sigma[t - 1] * eps
+
+        a_t, volume = log_det(step, a_t)
+        entropy = entropy + volume
+    return entropy
+
+
+def path_kl(sde: edq.MeanRevertingSDE, score: Callable, clone: Callable, obs: Tensor, noise: Tensor, last_std: float):
+    """Sum over the policy's chain of KL(its reverse step || the clone's); both have the same variance; `[B]`."""
+    a_t, total = noise[0], 0.0
+    for t in reversed(range(sde.num_steps)):
+        std = sde.posterior_var[t].sqrt() if t > 0 else torch.full_like(sde.sigma[0], last_std)
+        a0, theirs = (sde.predict_a0(a_t, t, net(a_t, t, obs)).clamp(-1, 1) for net in (score, clone))
+        total = total + 0.5 * (sde.w_0[t] * (a0 - theirs) / std) ** 2
+        a_t = sde.posterior_mean(a_t, a0, t) + std * noise[sde.num_steps - t]
+    return total.sum(-1)
+
+
+def quad(a0: Tensor) -> Tensor:
+    """What `released` comes to (T = 5, mean over a_T)."""
+    return (0.7786518 + 0.0627517 * a0**2).sum(-1)
+
+
+def mixture_entropy(actions: np.ndarray) -> float:
+    """DACER's: three Gaussians by scikit-learn, -sum w log w + sum w H_k; their overlap is not subtracted; `[n, A]`."""
+    from sklearn.mixture import GaussianMixture
+
+    fit = GaussianMixture(3, random_state=0).fit(actions)
+    parts = 0.5 * (actions.shape[1] * math.log(2 * math.pi * math.e) + np.linalg.slogdet(fit.covariances_)[1])
+    return float((fit.weights_ * (parts - np.log(fit.weights_))).sum())
+
+
+def knn_entropy(actions: np.ndarray) -> float:
+    """Kozachenko-Leonenko with three neighbours (library ennemi), nats; `[n, A]`. Ties are parted by 1e-6."""
+    import ennemi
+
+    actions = actions + 1e-6 * np.random.default_rng(0).normal(size=actions.shape)
+    return float(ennemi.estimate_entropy(actions, k=3, multidim=True))
+
+
+# === Arms: what each adds to the loss ===================================================================================
+IN_SCRIPTS = ("none", "released", "bridge", "chain")
+ARMS = [*IN_SCRIPTS, "quad", "score", "chainJ", "logdet", "gmm", "pathkl"]
+ARGS = edq.Args(pessimism="min", num_critics=1, eta=1.0, diffusion_loss="noise", action_clip=True, hidden_dim=64)
+
+
+def arm_losses(
+    original: Callable, arm: str, agent, batch, noise, args, coef, warmup: bool = False
+) -> dict[str, Tensor]:
+    """`actor_losses` (given as `original`) with the entropy term of an arm, weighted by coef."""
+    A = batch.action.shape[-1]
+    own = arm if arm in IN_SCRIPTS else "none"
+    args = replace(args, entropy_estimator=own, ent_coef=0.0 if own == "none" else coef)
+    view = SimpleNamespace(sde=agent.sde, score=agent.score, q=agent.q, alpha=None, chain_std=agent.chain_std)
+    if arm == "chain":
+        view.alpha = lambda obs: coef + 0 * obs[:, 0]  # as a learned one would come: a tensor
+    if arm == "gmm":  # the policy that acts, and is improved, has noise on its action
+        view.q = lambda obs, action, frozen: agent.q(obs, (action + agent.noise_std * noise.aT).clamp(-1, 1), frozen)
+    out = original(view, batch, noise, args, warmup)
+    if arm in IN_SCRIPTS or arm == "gmm":
+        return out
+    if arm == "quad":  # scaled as `released` is
+        entropy = quad(one_step(agent, batch, noise))
+        term, entropy = -entropy.mean() / entropy.mean().detach(), entropy.mean() / A
+    elif arm == "score":
+        a0 = one_step(agent, batch, noise).clamp(-1, 1)
+        a_1 = agent.sde.perturb(a0, 0, noise.aT)
+        with torch.no_grad():
+            score = -agent.score(a_1, 0, batch.obs) / agent.sde.sigma[0]
+        term = (a_1 * score).sum(-1).mean() / A
+        entropy = 0 * term
+    elif arm == "pathkl":
+        entropy = -path_kl(agent.sde, agent.score, agent.clone, batch.obs, noise.chain, agent.chain_std).mean() / A
+        term = -entropy
+    else:
+        estimate = {"chainJ": chain_jacobian, "logdet": ddim_log_det}[arm]
+        entropy = estimate(agent.sde, agent.score, batch.obs, noise.chain).mean() / A
+        term = -entropy
+    out["losses/entropy"], out["policy/entropy"] = (coef * term).detach(), entropy.detach()
+    out["losses/actor"] = out["losses/actor"] + coef * term
+    return out
+
+
+# === Known truth ========================================================================================================
+class Clones:
+    """Policies trained without Q and entropy: targets of `pathkl` and of automatic coefficients."""
+
+    def __init__(self, task: stacked.Task, seeds: list[int], updates: int):
+        args = replace(ARGS, eta=0.0)
+        trained = stacked.train(task, losses_of("none", args), [0.0], seeds, [updates], {})
+        self.weights, self.diffusion = trained[updates]
+
+
+def losses_of(arm: str, args: edq.Args = ARGS, chain_std: float = 0.2) -> stacked.Losses:
+    """The losses of one policy, for `stacked.train`."""
+
+    def losses(agent, batch, noise, coef):
+        agent.chain_std, extra = chain_std, agent.extra
+        if "std" in extra:
+            agent.noise_std = extra["std"]
+        if "clone" in extra:
+            agent.clone = stacked.Net(agent.module, extra["clone"])
+        return arm_losses(edq.actor_losses, arm, agent, batch, noise, args, coef)
+
+    return losses
+
+
+def sample(template, weights: dict[str, Tensor], obs: Tensor, g: torch.Generator) -> Tensor:
+    """Actions of all policies before the last clamp: obs `[n, S]` -> `[N, n, A]`."""
+    sde, N = edq.MeanRevertingSDE(5), len(next(iter(weights.values())))
+    noise = torch.randn(N, sde.num_steps, len(obs), template.act_dim, generator=g)
+
+    def one(weights, noise):
+        return raw_actions(stacked.Net(template, weights), sde, obs, noise)
+
+    with torch.no_grad():
+        return torch.func.vmap(one)(weights, noise)
+
+
+def raw_actions(score: Callable, sde: edq.MeanRevertingSDE, obs: Tensor, noise: Tensor) -> Tensor:
+    """`sample_actions` with `action_clip`, but for the clamp of its last step: atoms at +-1 have no entropy."""
+    a_t = noise[0]
+    for t in reversed(range(1, sde.num_steps)):
+        a0 = sde.predict_a0(a_t, t, score(a_t, t, obs)).clamp(-1, 1)
+        a_t = sde.posterior_mean(a_t, a0, t) + sde.posterior_var[t].sqrt() * noise[-t]
+    return sde.predict_a0(a_t, 0, score(a_t, 0, obs))
+
+
+def estimates(
+    task: stacked.Task, template, weights: dict[str, Tensor], clone: dict[str, Tensor]
+) -> list[dict[str, float]]:
+    """What every estimator says of every policy, in the probe state, from 1,000 samples; a row a policy."""
+    sde, g, n = edq.MeanRevertingSDE(5), torch.Generator().manual_seed(1), 1000
+    obs, action = task.data(g, 40 * n)
+    at_probe = (obs == torch.tensor(task.probe)).all(-1)
+    batch = SimpleNamespace(obs=obs[at_probe][:n], action=action[at_probe][:n])
+    noise = edq.Noise(None, *(torch.randint(5, (n,), generator=g) if k == "t" else torch.randn(
+        (6, n, 1) if k == "chain" else (n, 1), generator=g) for k in ("t", "eps", "aT", "chain")))  # fmt: skip
+
+    def one(weights, clone):
+        score, theirs = stacked.Net(template, weights), stacked.Net(template, clone)
+        a0 = one_step(SimpleNamespace(sde=sde, score=score), batch, noise)
+        values = {
+            "released": edq.entropy_estimate(sde, a0, noise.aT, "released"),
+            "quad": quad(a0),
+            "bridge": edq.entropy_estimate(sde, a0, noise.aT, "bridge"),
+            "chain": edq.chain_entropy_bound(sde, score, batch.obs, 0.2, noise=noise.chain),
+            "chainJ": chain_jacobian(sde, score, batch.obs, noise.chain),
+            "logdet": ddim_log_det(sde, score, batch.obs, noise.chain),
+            "pathkl": -path_kl(sde, score, theirs, batch.obs, noise.chain, 0.2),
+        }
+        return {k: v.mean() for k, v in values.items()}
+
+    with torch.no_grad():
+        tables = torch.func.vmap(one, chunk_size=20)(weights, clone)
+        actions = sample(template, weights, batch.obs, g).numpy()
+    rows = [{k: float(v[i]) for k, v in tables.items()} for i in range(len(actions))]
+    for row, own in zip(rows, actions):
+        row |= {"gmm": mixture_entropy(own[:200]), "knn": knn_entropy(own[:200])}
+    return rows
+
+
+def known(task: stacked.Task, arm: str, clones: Clones, seeds: list[int], budgets: list[int], coefs: list[float],
+          auto: bool = False, chain_std: float = 0.2) -> list[dict]:  # fmt: skip
+    """Train one arm at every coefficient and seed; a row for each of these and each budget.
+
+    auto: the numbers in `coefs` are delta, and the coefficient is learned so that the arm's own estimate reaches that of
+    the cloned policy plus delta.
+    """
+    copies, sde = len(coefs), edq.MeanRevertingSDE(5)
+    clone = {k: w.repeat_interleave(copies, 0) for k, w in clones.weights.items()}
+    template, extra, every = edq.ScoreMLP(task.obs_dim, 1, stacked.HIDDEN), {}, None
+    if arm == "pathkl":
+        extra["clone"] = clone
+    if (
+        arm == "gmm"
+    ):  # starts at 3 coef; one Adam step of 0.03 on its logarithm every 30 updates, 100 times in a run as DACER's
+        log_alpha = torch.full((len(seeds) * copies,), math.log(3.0), requires_grad=True)
+        adam, g = torch.optim.Adam([log_alpha], lr=0.03), torch.Generator().manual_seed(2)
+        scale = torch.tensor(coefs).repeat(len(seeds))
+        extra["std"] = scale * 3
+
+        def every(number, weights, coef, entropy):
+            if number % 30 == 0:
+                action = sample(template, weights, torch.tensor([task.probe]).expand(200, -1), g)
+                action = action + extra["std"].view(-1, 1, 1) * torch.randn(action.shape, generator=g)
+                fitted = [mixture_entropy(a) for a in action.clamp(-1, 1).numpy()]
+                log_alpha.grad = torch.tensor(fitted, dtype=torch.float32) + 0.9
+                adam.step()
+                extra["std"].copy_(scale * log_alpha.detach().exp())
+
+    if auto:
+        rows = estimates(task, template, clone, clone)
+        target = torch.tensor([row[arm] for row in rows]) + torch.tensor(coefs).repeat(len(seeds))
+
+        def every(number, weights, coef, entropy):
+            coef.copy_((coef.log() + 3e-3 * (target - entropy)).clamp(math.log(1e-4), 0).exp())
+
+    losses = losses_of(arm, chain_std=chain_std)
+    trained = stacked.train(task, losses, [0.01] * copies if auto else coefs, seeds, budgets, extra, every)
+    rows = []
+    for budget, (weights, diffusion) in trained.items():
+        said = estimates(task, template, weights, clone)
+        for i, (seed, coef) in enumerate((s, c) for s in seeds for c in coefs):
+            policy = stacked.Net(template, {k: w[i] for k, w in weights.items()})
+
+            def law(last_std: float, policy=policy) -> Tensor:
+                return stacked.action_law(policy, sde, torch.tensor(task.probe), stacked.BINS, last_std)
+
+            figures = stacked.law_figures(task, law(float(extra["std"][i]) if arm == "gmm" else 0.0))
+            figures |= {"diffusion_loss": float(diffusion[i])} | {f"says_{k}": v for k, v in said[i].items()}
+            rows.append({"arm": arm, "coef": coef, "seed": seed, "updates": budget, **figures})
+            if arm == "none":  # the same policy, acting with noise
+                for std in NOISES:
+                    noisy = figures | stacked.law_figures(task, law(std))
+                    rows.append({"arm": "noise", "coef": std, "seed": seed, "updates": budget, **noisy})
+    return rows
+
+
+VARIANTS = {  # name in the record: arm, automatic coefficient, std of the last step
+    **{arm: (arm, False, 0.2) for arm in ARMS},
+    "chain-auto": ("chain", True, 0.2),
+    "chainJ-auto": ("chainJ", True, 0.2),
+    "chain-std0.05": ("chain", False, 0.05),
+    "chain-std0.4": ("chain", False, 0.4),
+}
+DELTAS = [0.0, 0.25, 0.5]  # nats above the clone, for automatic coefficients
+
+
+def run_known(task: str, variants: list[str]) -> None:
+    """Each variant's record as it ends."""
+    torch.set_num_threads(1)
+    clones = Clones(stacked.TASKS[task], SEEDS, max(BUDGETS))
+    for name in variants:
+        started, (arm, auto, chain_std) = time.time(), VARIANTS[name]
+        coefs = [0.0] if arm == "none" else DELTAS if auto else COEFS
+        rows = known(stacked.TASKS[task], arm, clones, SEEDS, BUDGETS, coefs, auto, chain_std)
+        about = dict(task=task, variant=name, chain_std=chain_std, seeds=SEEDS, lr=stacked.LR, batch=stacked.BATCH)
+        about |= dict(hidden=stacked.HIDDEN, transitions=stacked.DATA)
+        path = record.RECORDS / "entropy" / f"known-{task}-{name}.csv"
+        record.write_record(path, [row | {"arm": name} if row["arm"] == arm else row for row in rows], started, **about)
+        print(f"{task} {name}: {time.time() - started:.0f} s", flush=True)
+
+
+@dataclass
+class Args:
+    """Run a study of the entropy estimators; see the head of this file."""
+
+    study: Literal["known", "real"]
+    task: Literal["bandit", "toy", "rare", "wander", "hopper"]
+    variants: tuple[str, ...] = tuple(VARIANTS)  # of the known truth
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args)
+    run_known(args.task, list(args.variants))
