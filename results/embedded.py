@@ -1,9 +1,9 @@
-"""Collect runs of the embedded task into a record, and draw their learning curves.
+"""Collect runs of the embedded task into records, and draw their learning curves.
 
-    python results/embedded.py runs/pointmaze-umaze-embedded__*      # needs results/requirements.txt
+    python results/embedded.py runs/pointmaze-umaze-embedded__*
 
-Writes results/records/pointmaze-umaze-embedded.csv, which `python edq_antmaze.py` prints beside its own figures, the
-evaluations behind it, and results/figures/embedded.png. Nothing in them is typed by hand.
+Writes results/records/pointmaze-umaze-embedded.csv, which `python edq_antmaze.py` prints beside its own figures, and
+the evaluations behind it; report.py draws results/figures/embedded.png from them. Nothing in them is typed by hand.
 """
 
 import csv
@@ -11,10 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from record import RECORDS, read_record
 
-HERE = Path(__file__).resolve().parent
 NAME = "pointmaze-umaze-embedded"
 COLOURS = {"edq": "#0b6e99", "diffusion-bc": "#c7522a"}
 LABELS = {"edq": "EDQ", "diffusion-bc": "diffusion behaviour cloning"}
@@ -58,9 +58,21 @@ def collect(folders: list[Path]) -> tuple[list[dict], list[dict]]:
     return [*runs, empty | {k: round(v, 1) if k != "what" else v for k, v in of_data.items()}], curves
 
 
-def draw(curves: list[dict], data_score: float) -> None:
+def tables(records: Path) -> dict[str, str]:
+    """The success rates of the README's first lines, in the order of the seeds."""
+    _, rows = read_record(records / f"{NAME}.csv")
+    return {
+        f"embedded-{name}": ", ".join(f"{row['success']:.0f}" for row in rows if row["what"] == what)
+        for name, what in (("edq", "edq"), ("cloning", "diffusion-bc"))
+    }
+
+
+def figures(records: Path, out: Path) -> None:
     """Success rate over updates: a line a seed, the mean in bold."""
-    fig, ax = plt.subplots(figsize=(6.4, 3.4), dpi=150)
+    (_, runs), (_, curves) = (read_record(records / f"{NAME}{part}.csv") for part in ("", "-curves"))
+    (data_score,) = (row["success"] for row in runs if row["what"] == "data")
+    fig = Figure(figsize=(6.4, 3.4), dpi=150)
+    ax = fig.subplots()
     for what, colour in COLOURS.items():
         seeds = sorted({c["seed"] for c in curves if c["what"] == what})
         lines = []
@@ -80,14 +92,12 @@ def draw(curves: list[dict], data_score: float) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="lower right")
     fig.tight_layout()
-    (HERE / "figures").mkdir(exist_ok=True)
-    fig.savefig(HERE / "figures" / "embedded.png")
+    fig.savefig(out / "embedded.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     runs, curves = collect([Path(folder) for folder in sys.argv[1:]])
-    write_csv(HERE / "records" / f"{NAME}.csv", runs)
-    write_csv(HERE / "records" / f"{NAME}-curves.csv", curves)
-    draw(curves, float(runs[-1]["success"]))
+    write_csv(RECORDS / f"{NAME}.csv", runs)
+    write_csv(RECORDS / f"{NAME}-curves.csv", curves)

@@ -4,8 +4,10 @@
     python results/entropy.py real --task rare             # wander, hopper; needs their data, see DATASETS below
     python results/report.py                               # tables and pictures, from the records alone
 
-Known truth: one action dimension, a known Q, the density of the sampled action by quadrature (`stacked.action_law`). Real
-tasks: the scripts' own training, `actor_losses` replaced by the one of the arm, everything else untouched.
+Known truth: one action dimension, a known Q, the density of the sampled action by quadrature (`stacked.action_law`). Each
+policy first clones its data for 1,500 updates, as a learned Q says nothing at first either; with the true Q from the first
+update on, a policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see.
+Real tasks: the scripts' own training, `actor_losses` replaced by the one of the arm, everything else untouched.
 
 Written down before any run:
   (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
@@ -27,7 +29,10 @@ Arms
   pathkl     BDPO (Gao et al. 2025): KL of each reverse step to that of a cloned policy, along the policy's own chain
 """
 
+import csv
+import importlib
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -49,7 +54,7 @@ from stacked import edq
 HERE = Path(__file__).resolve().parent
 COEFS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 NOISES = [0.03, 0.1, 0.2, 0.3, 0.5, 1.0]  # std of the acting noise
-SEEDS, BUDGETS = list(range(20)), [1000, 3000]
+SEEDS, WARMUP, BUDGETS = list(range(20)), 1500, [1000, 3000]  # updates without Q, then with it
 
 
 # === Estimators that the scripts do not have. obs [B, S]; noise [T + 1, B, A]; value [B], nats, sum over dimensions ====
@@ -180,7 +185,7 @@ def arm_losses(
 
 # === Known truth ========================================================================================================
 class Clones:
-    """Policies trained without Q and entropy: targets of `pathkl` and of automatic coefficients."""
+    """Policies trained without Q and entropy: where every arm starts, and the target of `pathkl` and of auto."""
 
     def __init__(self, task: stacked.Task, seeds: list[int], updates: int):
         args = replace(ARGS, eta=0.0)
@@ -294,7 +299,8 @@ def known(task: stacked.Task, arm: str, clones: Clones, seeds: list[int], budget
             coef.copy_((coef.log() + 3e-3 * (target - entropy)).clamp(math.log(1e-4), 0).exp())
 
     losses = losses_of(arm, chain_std=chain_std)
-    trained = stacked.train(task, losses, [0.01] * copies if auto else coefs, seeds, budgets, extra, every)
+    coefs_now = [0.01] * copies if auto else coefs
+    trained = stacked.train(task, losses, coefs_now, seeds, budgets, extra, every, clones.weights)
     rows = []
     for budget, (weights, diffusion) in trained.items():
         said = estimates(task, template, weights, clone)
@@ -327,7 +333,7 @@ DELTAS = [0.0, 0.25, 0.5]  # nats above the clone, for automatic coefficients
 def run_known(task: str, variants: list[str]) -> None:
     """Each variant's record as it ends."""
     torch.set_num_threads(1)
-    clones = Clones(stacked.TASKS[task], SEEDS, max(BUDGETS))
+    clones = Clones(stacked.TASKS[task], SEEDS, WARMUP)
     for name in variants:
         started, (arm, auto, chain_std) = time.time(), VARIANTS[name]
         coefs = [0.0] if arm == "none" else DELTAS if auto else COEFS
@@ -339,15 +345,172 @@ def run_known(task: str, variants: list[str]) -> None:
         print(f"{task} {name}: {time.time() - started:.0f} s", flush=True)
 
 
+# === Real tasks =========================================================================================================
+# Trained by the scripts' own `main`, with the arm's losses in the place of `actor_losses`. Small networks and budgets, the
+# same for all arms. Data: `results/datasets/pointmaze.py` makes both mazes; hopper is a stand-in recorded for this project.
+SMALL = "--num-critics 4 --hidden-dim 64 --batch-size 128 --tau 0.02 --no-max-q-backup --preset edq"
+REAL = {
+    "rare": ("edq_antmaze", "--env-id pointmaze-rare --gradient-steps 8000 --eval-episodes 50"),
+    "wander": (
+        "edq_antmaze",
+        "--env-id pointmaze-medium --dataset-id edq/pointmaze/medium-wander-v0 --gradient-steps 10000 --eval-episodes 50",
+    ),
+    "hopper": (
+        "edq_mujoco",
+        "--env-id hopper-medium-replay --dataset-id standin/hopper/medium-replay-v0 --gradient-steps 8000 "
+        "--eval-episodes 20 --diffusion-loss noise --action-clip",
+    ),
+}
+# Coefficients frozen after the known truth: see results/README.md. The first of each arm is the one that was picked.
+REAL_COEFS = {"none": [0.0], "released": [0.01], "quad": [0.01], "bridge": [0.01], "score": [0.1]}
+REAL_COEFS |= {"chain": [0.03, 0.1, 0.01], "chainJ": [0.03], "logdet": [0.03], "gmm": [0.1], "pathkl": [0.1]}
+REAL_NOISES, REAL_SEEDS, STATES, SAMPLES = [0.1, 0.2, 0.4], list(range(5)), 256, 200
+COMPILED = ("td_target", "critic_loss", "actor_losses", "act", "update", "sample_actions")
+
+
+def train_real(script, originals: dict, task: str, arm: str, coef: float, seed: int, runs: Path) -> tuple[Path, float]:
+    """One run of the script with the arm's losses; its folder, and the std of the noise it acts with."""
+    for name, function in originals.items():
+        setattr(script, name, function)
+    run = runs / f"{task}-{arm}-{coef:g}-{seed}"
+    flags = [*SMALL.split(), *REAL[task][1].split(), "--seed", str(seed), "--run-dir", str(run)]
+    flags += ["--ent-coef", f"{coef:g}", "--eval-every", flags[flags.index("--gradient-steps") + 1]]
+    flags += ["--entropy-estimator", arm if arm in IN_SCRIPTS else "none"]
+    if arm == "clone":
+        flags = [f if f != "edq" else "diffusion-bc" for f in flags]
+    noise_std = torch.tensor(3 * coef if arm == "gmm" else 0.0)
+    if arm not in (*IN_SCRIPTS, "clone"):
+        clone = None
+        if arm == "pathkl":
+            clone = load_agent(script, train_real(script, originals, task, "clone", 0.0, seed, runs)[0])[1].score
+            clone.requires_grad_(False)
+            script.actor_losses = originals["actor_losses"]
+
+        def losses(agent, batch, noise, args, warmup):
+            view = SimpleNamespace(sde=agent.sde, score=agent.score, q=agent.q, chain_std=agent.chain_std)
+            view.clone, view.noise_std = clone, noise_std
+            return arm_losses(originals["actor_losses"], arm, view, batch, noise, args, coef, warmup)
+
+        script.actor_losses = losses
+    if arm == "gmm":  # as in `known`, on eight data states, a hundred times in the run
+        log_alpha = torch.full((), math.log(3.0), requires_grad=True)
+        adam, every = torch.optim.Adam([log_alpha], lr=0.03), int(flags[flags.index("--gradient-steps") + 1]) // 100
+
+        def update(agent, batch, noise, args, step, warmup=False):
+            if step % every == 0:
+                obs = batch.obs[:8].unsqueeze(1).expand(-1, SAMPLES, -1)
+                with torch.no_grad():
+                    action = originals["sample_actions"](agent.score, agent.sde, obs)
+                action = (action + noise_std * torch.randn(action.shape)).clamp(-1, 1)
+                fitted = np.mean([mixture_entropy(a) for a in action.numpy()])
+                log_alpha.grad = torch.tensor(fitted + 0.9 * action.shape[-1], dtype=torch.float32)
+                adam.step()
+                noise_std.copy_(coef * log_alpha.detach().exp())
+            return originals["update"](agent, batch, noise, args, step, warmup)
+
+        script.update = update
+    if not (run / "summary.json").exists():
+        shutil.rmtree(run, ignore_errors=True)
+        script.main(*script.parse_args(flags))
+        (run / "noise_std").write_text(str(float(noise_std)))
+    return run, float((run / "noise_std").read_text())
+
+
+def load_agent(script, run: Path):
+    """Arguments, agent and environments of a finished run."""
+    args, _ = script.parse_args(["--evaluate", str(run)])
+    envs = script.vector_env(args)
+    agent = script.Agent(*envs.single_observation_space.shape, *envs.single_action_space.shape, args)
+    state = script.load_checkpoint(run, agent)
+    return args, agent, envs, state["reference"]
+
+
+@torch.no_grad()
+def diagnose(agent, data, noise_std: float) -> dict[str, float]:
+    """Entropy, distance to data and ensemble spread at fixed data states; nothing is simulated."""
+    from sklearn.neighbors import NearestNeighbors
+
+    g, A = torch.Generator().manual_seed(0), data.action.shape[-1]
+    obs = data.obs[torch.linspace(0, len(data.obs) - 1, STATES).long()]
+    noise = torch.randn(agent.sde.num_steps, SAMPLES, STATES, A, generator=g)
+    raw = raw_actions(agent.score, agent.sde, obs.expand(SAMPLES, -1, -1), noise).transpose(
+        0, 1
+    )  # [STATES, SAMPLES, A]
+    raw = raw + noise_std * torch.randn(raw.shape, generator=g)
+    entropy = [knn_entropy(own) / A for own in raw.numpy()]
+    acted, std = raw.clamp(-1, 1), data.obs.std(0).clamp(min=1e-3)
+    near = NearestNeighbors(n_neighbors=50).fit((data.obs / std).numpy()).kneighbors((obs / std).numpy())[1]
+    distance = torch.cdist(acted, data.action[torch.from_numpy(near)]).amin(-1)  # [STATES, SAMPLES], like states only
+    rows = obs.unsqueeze(1).expand(-1, SAMPLES, -1).flatten(0, 1)
+    q = agent.target_q(rows, acted.flatten(0, 1))
+    return {
+        "entropy": float(np.mean(entropy)),
+        "off_box": float((raw.abs() > 1).any(-1).float().mean()),
+        "data_distance": float(distance.mean()),
+        "q_spread": float((q.std(0) / q.abs().mean()).mean()),
+    }
+
+
+def run_real(task: str, arms: list[str], runs: Path) -> None:
+    """Five seeds of each arm and coefficient; the record grows with each run, and what is in it is not run again."""
+    script, originals = importlib.import_module(REAL[task][0]), {}
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 1000  # a process trains many agents; each may be compiled for anew
+    originals = {name: getattr(script, name) for name in COMPILED}
+    data = info = None
+    for arm, coef in ((arm, coef) for arm in arms for coef in REAL_COEFS[arm]):
+        path, rows, started = record.RECORDS / "entropy" / f"real-{task}-{arm}-{coef:g}.csv", [], time.time()
+        if path.exists():
+            about, rows = record.read_record(path)
+            started -= about["seconds"]
+        for seed in (s for s in REAL_SEEDS if s not in [row["seed"] for row in rows]):
+            begun = time.time()
+            run, noise_std = train_real(script, originals, task, arm, coef, seed, runs)
+            args, agent, envs, reference = load_agent(script, run)
+            seconds = time.time() - begun
+            if data is None:
+                data, info = script.load_dataset(args, "cpu")
+            with open(run / "metrics.csv") as file:
+                last = list(csv.DictReader(file))[-1]
+            for name, std in [(arm, noise_std)] + [("noise", s) for s in REAL_NOISES if arm == "none"]:
+                for function in ("act", "sample_actions"):
+                    setattr(script, function, originals[function])
+                if std > 0:
+                    g = torch.Generator().manual_seed(seed)
+
+                    def noisy(*inputs, std=std, g=g, **options):
+                        action = originals["sample_actions"](*inputs, **options)
+                        return (action + std * torch.randn(action.shape, generator=g)).clamp(-1, 1)
+
+                    script.sample_actions = noisy
+                figures = diagnose(agent, data, std)
+                for candidates in (1, 50):
+                    acting, episodes = replace(args, num_candidates=candidates), args.eval_episodes
+                    results = script.evaluate(agent, envs, acting, reference, episodes)
+                    figures[f"score_{candidates}"] = script.means(results)["score"]
+                losses = {"diffusion_loss": float(last["losses/diffusion"]), "says": float(last["policy/entropy"])}
+                row = {"arm": name, "coef": std if name == "noise" else coef, "seed": seed}
+                rows.append(row | {"updates": args.gradient_steps} | figures | losses | {"acting_std": std})
+                print(task, name, rows[-1]["coef"], seed, {k: round(v, 3) for k, v in figures.items()}, flush=True)
+            about = dict(task=task, flags=f"{SMALL} {REAL[task][1]}", dataset=info["id"], dataset_hash=info["hash"])
+            about |= dict(states=STATES, samples=SAMPLES, seeds=[row["seed"] for row in rows], seconds_of_a_run=seconds)
+            record.write_record(path, rows, started, **about)
+            envs.close()
+
+
 @dataclass
 class Args:
     """Run a study of the entropy estimators; see the head of this file."""
 
     study: Literal["known", "real"]
     task: Literal["bandit", "toy", "rare", "wander", "hopper"]
-    variants: tuple[str, ...] = tuple(VARIANTS)  # of the known truth
+    variants: tuple[str, ...] = ()  # by default all
+    runs: Path = Path("runs/entropy")  # folder for the runs of real tasks
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    run_known(args.task, list(args.variants))
+    if args.study == "known":
+        run_known(args.task, list(args.variants or VARIANTS))
+    else:
+        run_real(args.task, list(args.variants or REAL_COEFS), args.runs)

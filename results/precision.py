@@ -9,12 +9,14 @@ The networks are the newest checkpoint's.
 """
 
 import csv
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from record import markdown, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -80,6 +82,33 @@ def errors(run: Path, states: int) -> list[dict]:
             "best_changed": float((value.argmax(1) != exact.argmax(1)).double().mean()),
         })  # fmt: skip
     return rows
+
+
+def tables(records: Path) -> dict[str, str]:
+    """Means over the runs of a task and size; of the LCB in each precision, and the final scores by seed."""
+    _, rows = read_record(records / "precision.csv")
+    head = ["networks", "M", r"\|Q\|", "LCB over the candidates, std", "Q over the members, std"]
+    head += ["error of the LCB, fp32", "bf16", "probability moved, bf16", "best candidate changed, bf16"]
+    head += ["final scores, trained in fp32", "in bf16"]
+    table = []
+    for task, M in dict.fromkeys((row["task"], row["M"]) for row in rows):
+        fp32, bf16 = ([r for r in rows if (r["task"], r["M"], r["lcb_in"]) == (task, M, p)] for p in ("fp32", "bf16"))
+
+        def mean(column: str, of: list[dict] = bf16) -> float:
+            return statistics.mean(row[column] for row in of)
+
+        cells = [task, f"{M:.0f}", f"{mean('mean_abs_q'):.0f}"]
+        cells += [f"{mean(x):.1f}" for x in ("lcb_std_over_candidates", "ensemble_std")]
+        cells += [f"{mean('lcb_error_rms', of):.2g}" for of in (fp32, bf16)]
+        cells += [f"{100 * mean(x):.2g} %" for x in ("probability_moved", "best_changed")]
+        for mode in ("fp32", "bf16"):  # a run has two rows, one for each precision of the LCB
+            cells.append(", ".join(f"{row['score']:.3g}" for row in bf16 if row["trained_in"] == mode) or "-")
+        table.append(cells)
+    return {"precision": markdown(head, table)}
+
+
+def figures(records: Path, out: Path) -> None:
+    """None: this is a table."""
 
 
 def main(args: Args) -> None:

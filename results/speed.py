@@ -32,6 +32,7 @@ from typing import ClassVar, Literal
 
 import torch
 import tyro
+from record import markdown
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -351,14 +352,49 @@ def settings(args: Args, device: str) -> list[dict]:
     return [dict(x) for x in dict.fromkeys(tuple(setting.items()) for setting in found)]
 
 
-def plot(rows: list[dict], path: str, label: str = "other side") -> None:
+def tables(records: Path) -> dict[str, str]:
+    """Cost of an update, ours and the authors'; theirs is what was measured in turns with our compiled fp32."""
+    with open(records / "speed.csv") as file:
+        rows = {
+            tuple(row[k] for k in ("M", "max_q", "compile", "precision")): row
+            for row in csv.DictReader(file)
+            if (row["T"], row["B"], row["entropy"]) == ("5", "256", "released")
+        }
+
+    def ms(row: dict, column: str = "ms") -> str:
+        return f"{float(row[column]):.{0 if float(row[column]) >= 20 else 1}f}" if row.get(column) else "-"
+
+    def ratio(row: dict) -> str:
+        values = [float(row.get(f"over_other{x}") or "nan") for x in ("", "_min", "_max")]
+        return "{:.2f} ({:.2f} to {:.2f})".format(*values) if row.get("over_other") else "-"
+
+    table = []
+    for M, max_q in (("4", "False"), ("8", "False"), ("64", "False"), ("64", "True")):
+        modes = (("on", "fp32"), ("on", "bf16"), ("off", "fp32"))
+        fp32, bf16, eager = (rows.get((M, max_q, *mode), {}) for mode in modes)  # bf16: where the processor has it
+        over_products = ", ".join(f"{float(row['over_products']):.2f}" for row in (fp32, bf16) if row)
+        label = f"M = {M}" + (", max-Q" if max_q == "True" else "")
+        times = [ms(fp32, "other_ms"), *map(ms, (eager, fp32, bf16))]
+        table.append([label, *times, ratio(fp32), ratio(bf16), over_products])
+    head = ["setting", "authors", "ours, eager", "compiled, fp32", "compiled, bf16"]
+    head += ["ratio to the authors, fp32 (range)", "bf16 (range)", "over its products, fp32, bf16"]
+    return {"speed": markdown(head, table)}
+
+
+def figures(records: Path, out: Path) -> None:
+    """The plot of the committed rows."""
+    from speed_authors import LABEL
+
+    with open(records / "speed.csv") as file:
+        plot(list(csv.DictReader(file)), out / "speed.png", LABEL)
+
+
+def plot(rows: list[dict], path: str | Path, label: str = "other side") -> None:
     """Cost against M and against T: ours compiled in each precision, eager, and the other side."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
     first = rows[0]
     for axis, x, fixed in ((axes[0], "M", ("T", "B", "max_q")), (axes[1], "T", ("M", "B", "max_q"))):
         same = [r for r in rows if all(r[k] == first[k] for k in fixed)]
@@ -389,7 +425,7 @@ def plot(rows: list[dict], path: str, label: str = "other side") -> None:
     where = first["gpu"] or f"{first['cpu']}, {first['threads']} threads"
     axes[0].set_title(f"T = {first['T']}, batch {first['B']}: {where}", fontsize=9)
     axes[1].set_title(f"M = {first['M']}, batch {first['B']}", fontsize=9)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

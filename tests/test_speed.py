@@ -195,7 +195,7 @@ def test_benchmark_counts_the_work_and_times_another_side(tmp_path):
     command = [sys.executable, ROOT / "results" / "speed.py", "--critics", 3, "--steps", 5, "--batch", 64]
     command += ["--max-q", "False", "--compile", "off", "--precision", "fp32", "--entropy", "none", "--no-acting"]
     command += ["--rounds", 2, "--seconds", 0.1, "--threads", 1, "--out", tmp_path / "speed.csv", "--together", 2]
-    command += ["--plot", "None"]  # drawing takes results/requirements.txt
+    command += ["--plot", "None"]
     command += ["--other", tmp_path / "other.py", "--other-path", "somewhere"]
     out = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert out.returncode == 0, out.stderr

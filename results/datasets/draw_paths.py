@@ -51,29 +51,36 @@ def panel(ax: Axes, run: dict, data: dict[str, np.ndarray]) -> None:
     ax.set(xticks=[], yticks=[], title=f"{args['env_id']}, {args['preset']}, seed {args['seed']}: {count}")
 
 
+def draw(panels: list[tuple[dict, dict[str, np.ndarray]]], out: Path) -> None:
+    """Draw panels, each of a run and its data as `panel` takes them, then put the picture in its place in one step."""
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    mazes = [np.shape(run["simulator"][1]["maze_map"]) for run, _ in panels]
+    height = 6 * max((y - 2) / (x - 2) for y, x in mazes) + 0.4  # inches; a panel is 6 wide
+    fig = Figure(figsize=(6 * columns, height * rows + 0.4), dpi=100, layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (run, data) in zip(axes, panels):
+        panel(ax, run, data)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    fig.savefig(temporary := out.with_name(f".unfinished-{out.name}"), bbox_inches="tight")
+    if out.suffix == ".png":  # 256 colours do, at a third of the size
+        Image.open(temporary).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            temporary
+        )
+    os.replace(temporary, out)
+
+
 def main(args: Args) -> None:
-    """Draw all panels, then put the picture in its place in one step."""
+    """Read the runs and draw them."""
     out = args.out or args.run_dirs[0] / "evaluation.png"
-    columns = min(len(args.run_dirs), 2)
-    rows = -(-len(args.run_dirs) // columns)
     try:
-        runs = [json.loads((run_dir / "run.json").read_text()) for run_dir in args.run_dirs]
-        mazes = [np.shape(run["simulator"][1]["maze_map"]) for run in runs]
-        height = 6 * max((y - 2) / (x - 2) for y, x in mazes) + 0.4  # inches; a panel is 6 wide
-        fig = Figure(figsize=(6 * columns, height * rows + 0.4), dpi=100, layout="constrained")
-        axes = fig.subplots(rows, columns, squeeze=False).flatten()
-        for ax, run, run_dir in zip(axes, runs, args.run_dirs):
+        panels = []
+        for run_dir in args.run_dirs:
             with np.load(run_dir / "paths.npz", allow_pickle=False) as data:
-                panel(ax, run, dict(data))
-        for ax in axes[len(args.run_dirs) :]:
-            ax.remove()
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-        fig.savefig(temporary := out.with_name(f".unfinished-{out.name}"), bbox_inches="tight")
-        if out.suffix == ".png":  # 256 colours do, at a third of the size
-            Image.open(temporary).convert("RGB").quantize(
-                256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-            ).save(temporary)
-        os.replace(temporary, out)
+                panels.append((json.loads((run_dir / "run.json").read_text()), dict(data)))
+        draw(panels, out)
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"error: cannot draw {out}: {error}", file=sys.stderr)
         sys.exit(2)
