@@ -7,7 +7,7 @@
 Known truth: one action dimension, a known Q, the density of the sampled action by quadrature (`stacked.action_law`). Each
 policy first clones its data for 1,500 updates, as a learned Q says nothing at first either; with the true Q from the first
 update on, a policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see.
-Real tasks: the scripts' own training, `actor_losses` replaced by the one of the arm, everything else untouched.
+Real tasks: the scripts' own data, losses and evaluation; only the entropy term is the arm's.
 
 Written down before any run:
   (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
@@ -29,10 +29,8 @@ Arms
   pathkl     BDPO (Gao et al. 2025): KL of each reverse step to that of a cloned policy, along the policy's own chain
 """
 
-import csv
 import importlib
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -66,10 +64,10 @@ def one_step(agent, batch, noise) -> Tensor:
 
 def log_det(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """function(x) and log |det of its Jacobian| row by row, floored at log 0.001; x `[B, A]` -> `[B, A]`, `[B]`."""
-    columns = [torch.func.jvp(function, (x,), (direction.expand_as(x),)) for direction in torch.eye(x.shape[-1])]
-    jacobian = torch.stack([c for _, c in columns], -1)  # [B, A, A]
+    out, pull_back = torch.func.vjp(function, x)
+    jacobian = torch.stack([pull_back(row.expand_as(out))[0] for row in torch.eye(x.shape[-1])], -2)  # [B, A, A]
     det = jacobian[..., 0, 0] if x.shape[-1] == 1 else torch.linalg.det(jacobian)
-    return columns[0][0], 0.5 * torch.log(det**2 + 1e-6)
+    return out, 0.5 * torch.log(det**2 + 1e-6)
 
 
 def chain_jacobian(sde: edq.MeanRevertingSDE, score: Callable, obs: Tensor, noise: Tensor) -> Tensor:
@@ -336,7 +334,7 @@ def run_known(task: str, variants: list[str]) -> None:
     clones = Clones(stacked.TASKS[task], SEEDS, WARMUP)
     for name in variants:
         started, (arm, auto, chain_std) = time.time(), VARIANTS[name]
-        coefs = [0.0] if arm == "none" else DELTAS if auto else COEFS
+        coefs = DELTAS if auto else {"none": [0.0], "logdet": COEFS[1::2]}.get(arm, COEFS)  # logdet costs the most
         rows = known(stacked.TASKS[task], arm, clones, SEEDS, BUDGETS, coefs, auto, chain_std)
         about = dict(task=task, variant=name, chain_std=chain_std, seeds=SEEDS, lr=stacked.LR, batch=stacked.BATCH)
         about |= dict(hidden=stacked.HIDDEN, transitions=stacked.DATA)
@@ -346,83 +344,55 @@ def run_known(task: str, variants: list[str]) -> None:
 
 
 # === Real tasks =========================================================================================================
-# Trained by the scripts' own `main`, with the arm's losses in the place of `actor_losses`. Small networks and budgets, the
-# same for all arms. Data: `results/datasets/pointmaze.py` makes both mazes; hopper is a stand-in recorded for this project.
-SMALL = "--num-critics 4 --hidden-dim 64 --batch-size 128 --tau 0.02 --no-max-q-backup --preset edq"
+# The scripts' data, networks, losses, simulators and evaluation; the agents of all seeds and coefficients of an arm are
+# trained at once (`stacked.Learned`). Small networks and budgets, the same for all arms. Both mazes are made by
+# `results/datasets/pointmaze.py` (recipes rare and wander); hopper is a stand-in recorded for this project.
+SMALL = "--num-critics 4 --hidden-dim 64 --batch-size 128 --tau 0.02 --no-max-q-backup --precision fp32 --compile off"
 REAL = {
-    "rare": ("edq_antmaze", "--env-id pointmaze-rare --gradient-steps 8000 --eval-episodes 50"),
+    "rare": ("edq_antmaze", "--env-id pointmaze-rare --gradient-steps 8000 --eval-episodes 30"),
     "wander": (
         "edq_antmaze",
-        "--env-id pointmaze-medium --dataset-id edq/pointmaze/medium-wander-v0 --gradient-steps 10000 --eval-episodes 50",
+        "--env-id pointmaze-medium --dataset-id edq/pointmaze/medium-wander-v0 --gradient-steps 10000 "
+        "--eval-episodes 30",
     ),
     "hopper": (
         "edq_mujoco",
-        "--env-id hopper-medium-replay --dataset-id standin/hopper/medium-replay-v0 --gradient-steps 8000 "
-        "--eval-episodes 20 --diffusion-loss noise --action-clip",
+        "--env-id hopper-medium-replay --dataset-id standin/hopper/medium-replay-v0 --gradient-steps 6000 "
+        "--eval-episodes 10 --diffusion-loss noise --action-clip",
     ),
 }
-# Coefficients frozen after the known truth: see results/README.md. The first of each arm is the one that was picked.
-REAL_COEFS = {"none": [0.0], "released": [0.01], "quad": [0.01], "bridge": [0.01], "score": [0.1]}
-REAL_COEFS |= {"chain": [0.03, 0.1, 0.01], "chainJ": [0.03], "logdet": [0.03], "gmm": [0.1], "pathkl": [0.1]}
+REAL_COEFS = {"none": [0.0], "released": [0.01, 0.1], "chain": [0.03, 0.1, 0.3], "chainJ": [0.1], "quad": [0.01]}
+REAL_COEFS |= {"score": [0.3], "pathkl": [0.1], "gmm": [0.1], "logdet": [0.03], "bridge": [0.01]}
 REAL_NOISES, REAL_SEEDS, STATES, SAMPLES = [0.1, 0.2, 0.4], list(range(5)), 256, 200
-COMPILED = ("td_target", "critic_loss", "actor_losses", "act", "update", "sample_actions")
 
 
-def train_real(script, originals: dict, task: str, arm: str, coef: float, seed: int, runs: Path) -> tuple[Path, float]:
-    """One run of the script with the arm's losses; its folder, and the std of the noise it acts with."""
-    for name, function in originals.items():
-        setattr(script, name, function)
-    run = runs / f"{task}-{arm}-{coef:g}-{seed}"
-    flags = [*SMALL.split(), *REAL[task][1].split(), "--seed", str(seed), "--run-dir", str(run)]
-    flags += ["--ent-coef", f"{coef:g}", "--eval-every", flags[flags.index("--gradient-steps") + 1]]
-    flags += ["--entropy-estimator", arm if arm in IN_SCRIPTS else "none"]
-    if arm == "clone":
-        flags = [f if f != "edq" else "diffusion-bc" for f in flags]
-    noise_std = torch.tensor(3 * coef if arm == "gmm" else 0.0)
-    if arm not in (*IN_SCRIPTS, "clone"):
-        clone = None
-        if arm == "pathkl":
-            clone = load_agent(script, train_real(script, originals, task, "clone", 0.0, seed, runs)[0])[1].score
-            clone.requires_grad_(False)
-            script.actor_losses = originals["actor_losses"]
+def train_real(script, args, data, arm: str, coefs: list[float], clone: dict | None = None) -> tuple:
+    """All agents of an arm; and their diffusion loss and entropy estimate over the last 500 updates, `[N, 2]`."""
+    N, (obs_dim, act_dim) = len(REAL_SEEDS) * len(coefs), (data.obs.shape[1], data.action.shape[1])
+    extra = {"clone": clone} if clone else {}
+    if arm == "gmm":  # as in `known`, on four data states
+        scale, every = torch.tensor(coefs).repeat(len(REAL_SEEDS)), args.gradient_steps // 100
+        log_alpha, g = torch.full((N,), math.log(3.0), requires_grad=True), torch.Generator().manual_seed(2)
+        adam, extra = torch.optim.Adam([log_alpha], lr=0.03), {"noise_std": 3 * scale}
 
-        def losses(agent, batch, noise, args, warmup):
-            view = SimpleNamespace(sde=agent.sde, score=agent.score, q=agent.q, chain_std=agent.chain_std)
-            view.clone, view.noise_std = clone, noise_std
-            return arm_losses(originals["actor_losses"], arm, view, batch, noise, args, coef, warmup)
+    def losses(agent, batch, noise, args, coef):
+        return arm_losses(edq.actor_losses, "none" if arm == "clone" else arm, agent, batch, noise, args, coef)
 
-        script.actor_losses = losses
-    if arm == "gmm":  # as in `known`, on eight data states, a hundred times in the run
-        log_alpha = torch.full((), math.log(3.0), requires_grad=True)
-        adam, every = torch.optim.Adam([log_alpha], lr=0.03), int(flags[flags.index("--gradient-steps") + 1]) // 100
-
-        def update(agent, batch, noise, args, step, warmup=False):
-            if step % every == 0:
-                obs = batch.obs[:8].unsqueeze(1).expand(-1, SAMPLES, -1)
-                with torch.no_grad():
-                    action = originals["sample_actions"](agent.score, agent.sde, obs)
-                action = (action + noise_std * torch.randn(action.shape)).clamp(-1, 1)
-                fitted = np.mean([mixture_entropy(a) for a in action.numpy()])
-                log_alpha.grad = torch.tensor(fitted + 0.9 * action.shape[-1], dtype=torch.float32)
-                adam.step()
-                noise_std.copy_(coef * log_alpha.detach().exp())
-            return originals["update"](agent, batch, noise, args, step, warmup)
-
-        script.update = update
-    if not (run / "summary.json").exists():
-        shutil.rmtree(run, ignore_errors=True)
-        script.main(*script.parse_args(flags))
-        (run / "noise_std").write_text(str(float(noise_std)))
-    return run, float((run / "noise_std").read_text())
-
-
-def load_agent(script, run: Path):
-    """Arguments, agent and environments of a finished run."""
-    args, _ = script.parse_args(["--evaluate", str(run)])
-    envs = script.vector_env(args)
-    agent = script.Agent(*envs.single_observation_space.shape, *envs.single_action_space.shape, args)
-    state = script.load_checkpoint(run, agent)
-    return args, agent, envs, state["reference"]
+    agents = stacked.Learned(obs_dim, act_dim, args, losses, REAL_SEEDS, coefs, extra)
+    generators, logged = [torch.Generator().manual_seed(seed) for seed in REAL_SEEDS], []
+    for number in range(args.gradient_steps):
+        drawn = [script.draw_batch(data, args, g) for g in generators]
+        batch, noise = ([torch.stack(x) for x in zip(*parts)] for parts in zip(*drawn))
+        logged = [*logged[-499:], agents.update(edq.Transitions(*batch), edq.Noise(*noise))]
+        if arm == "gmm" and number % every == 0:
+            obs = data.obs[torch.randint(len(data.obs), (4,), generator=g)].repeat_interleave(SAMPLES, 0)
+            action = sample(agents.modules["score"], agents.weights["score"], obs, g)
+            action = (action + extra["noise_std"].view(-1, 1, 1) * torch.randn(action.shape, generator=g)).clamp(-1, 1)
+            fitted = [np.mean([mixture_entropy(x) for x in own.unflatten(0, (4, -1)).numpy()]) for own in action]
+            log_alpha.grad = torch.tensor(fitted, dtype=torch.float32) + 0.9 * act_dim
+            adam.step()
+            extra["noise_std"].copy_(scale * log_alpha.detach().exp())
+    return agents, torch.stack(logged).mean(0)
 
 
 @torch.no_grad()
@@ -440,62 +410,57 @@ def diagnose(agent, data, noise_std: float) -> dict[str, float]:
     entropy = [knn_entropy(own) / A for own in raw.numpy()]
     acted, std = raw.clamp(-1, 1), data.obs.std(0).clamp(min=1e-3)
     near = NearestNeighbors(n_neighbors=50).fit((data.obs / std).numpy()).kneighbors((obs / std).numpy())[1]
-    distance = torch.cdist(acted, data.action[torch.from_numpy(near)]).amin(-1)  # [STATES, SAMPLES], like states only
+    distance = torch.cdist(acted, data.action[torch.from_numpy(near)]).amin(-1)  # to actions taken in states like it
     rows = obs.unsqueeze(1).expand(-1, SAMPLES, -1).flatten(0, 1)
     q = agent.target_q(rows, acted.flatten(0, 1))
     return {
         "entropy": float(np.mean(entropy)),
         "off_box": float((raw.abs() > 1).any(-1).float().mean()),
         "data_distance": float(distance.mean()),
-        "q_spread": float((q.std(0) / q.abs().mean()).mean()),
+        "q_spread": float(q.std(0).mean() / q.abs().mean()),
     }
 
 
-def run_real(task: str, arms: list[str], runs: Path) -> None:
-    """Five seeds of each arm and coefficient; the record grows with each run, and what is in it is not run again."""
-    script, originals = importlib.import_module(REAL[task][0]), {}
+def run_real(task: str, arms: list[str]) -> None:
+    """Each arm's record as it ends: a row an agent."""
+    script, flags = importlib.import_module(REAL[task][0]), f"{SMALL} {REAL[task][1]}"
     torch.set_num_threads(1)
-    torch._dynamo.config.recompile_limit = 1000  # a process trains many agents; each may be compiled for anew
-    originals = {name: getattr(script, name) for name in COMPILED}
-    data = info = None
-    for arm, coef in ((arm, coef) for arm in arms for coef in REAL_COEFS[arm]):
-        path, rows, started = record.RECORDS / "entropy" / f"real-{task}-{arm}-{coef:g}.csv", [], time.time()
-        if path.exists():
-            about, rows = record.read_record(path)
-            started -= about["seconds"]
-        for seed in (s for s in REAL_SEEDS if s not in [row["seed"] for row in rows]):
-            begun = time.time()
-            run, noise_std = train_real(script, originals, task, arm, coef, seed, runs)
-            args, agent, envs, reference = load_agent(script, run)
-            seconds = time.time() - begun
-            if data is None:
-                data, info = script.load_dataset(args, "cpu")
-            with open(run / "metrics.csv") as file:
-                last = list(csv.DictReader(file))[-1]
-            for name, std in [(arm, noise_std)] + [("noise", s) for s in REAL_NOISES if arm == "none"]:
-                for function in ("act", "sample_actions"):
-                    setattr(script, function, originals[function])
-                if std > 0:
-                    g = torch.Generator().manual_seed(seed)
+    args, _ = script.parse_args(flags.split())
+    args = replace(args, entropy_estimator="none")
+    data, info = script.load_dataset(args, "cpu")
+    envs, clean = script.vector_env(args), script.sample_actions
+    for arm in arms:
+        started, coefs, clone = time.time(), REAL_COEFS[arm], None
+        if arm == "pathkl":
+            cloned = train_real(script, replace(args, eta=0.0), data, "clone", [0.0])[0].weights["score"]
+            clone = {k: w.repeat_interleave(len(coefs), 0) for k, w in cloned.items()}
+        agents, logged = train_real(script, args, data, arm, coefs, clone)
+        seconds, rows = time.time() - started, []
+        for i, (seed, coef) in enumerate((s, c) for s in REAL_SEEDS for c in coefs):
+            agent = agents.agent(i, lambda: script.Agent(data.obs.shape[1], data.action.shape[1], args))
+            own = float(agents.extra["noise_std"][i]) if arm == "gmm" else 0.0
+            for name, std in [(arm, own)] + [("noise", s) for s in REAL_NOISES if arm == "none"]:
+                g = torch.Generator().manual_seed(seed)
 
-                    def noisy(*inputs, std=std, g=g, **options):
-                        action = originals["sample_actions"](*inputs, **options)
-                        return (action + std * torch.randn(action.shape, generator=g)).clamp(-1, 1)
+                def noisy(*inputs, std=std, g=g, **options):
+                    action = clean(*inputs, **options)
+                    return (action + std * torch.randn(action.shape, generator=g)).clamp(-1, 1)
 
-                    script.sample_actions = noisy
+                script.sample_actions = noisy if std > 0 else clean  # `act` calls it by name
                 figures = diagnose(agent, data, std)
                 for candidates in (1, 50):
-                    acting, episodes = replace(args, num_candidates=candidates), args.eval_episodes
-                    results = script.evaluate(agent, envs, acting, reference, episodes)
+                    acting = replace(args, num_candidates=candidates, seed=seed)
+                    results = script.evaluate(agent, envs, acting, info["reference"], args.eval_episodes)
                     figures[f"score_{candidates}"] = script.means(results)["score"]
-                losses = {"diffusion_loss": float(last["losses/diffusion"]), "says": float(last["policy/entropy"])}
-                row = {"arm": name, "coef": std if name == "noise" else coef, "seed": seed}
-                rows.append(row | {"updates": args.gradient_steps} | figures | losses | {"acting_std": std})
-                print(task, name, rows[-1]["coef"], seed, {k: round(v, 3) for k, v in figures.items()}, flush=True)
-            about = dict(task=task, flags=f"{SMALL} {REAL[task][1]}", dataset=info["id"], dataset_hash=info["hash"])
-            about |= dict(states=STATES, samples=SAMPLES, seeds=[row["seed"] for row in rows], seconds_of_a_run=seconds)
-            record.write_record(path, rows, started, **about)
-            envs.close()
+                figures |= {"diffusion_loss": float(logged[i, 0]), "says": float(logged[i, 1]), "acting_std": std}
+                rows.append({"arm": name, "coef": std if name == "noise" else coef, "seed": seed, **figures})
+                print(task, {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+        script.sample_actions = clean
+        about = dict(
+            task=task, flags=flags, dataset=info["id"], dataset_hash=info["hash"], data_score=info["mean_score"]
+        )
+        about |= dict(states=STATES, samples=SAMPLES, seeds=REAL_SEEDS, seconds_of_training=round(seconds))
+        record.write_record(record.RECORDS / "entropy" / f"real-{task}-{arm}.csv", rows, started, **about)
 
 
 @dataclass
@@ -505,7 +470,6 @@ class Args:
     study: Literal["known", "real"]
     task: Literal["bandit", "toy", "rare", "wander", "hopper"]
     variants: tuple[str, ...] = ()  # by default all
-    runs: Path = Path("runs/entropy")  # folder for the runs of real tasks
 
 
 if __name__ == "__main__":
@@ -513,4 +477,4 @@ if __name__ == "__main__":
     if args.study == "known":
         run_known(args.task, list(args.variants or VARIANTS))
     else:
-        run_real(args.task, list(args.variants or REAL_COEFS), args.runs)
+        run_real(args.task, list(args.variants or REAL_COEFS))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -253,7 +254,7 @@ def train(task: Task, losses: Losses, coefs: list[float], seeds: list[int], budg
         grads, (_, (diffusion, entropy)) = step(weights, tuple(batch), tuple(noise), coef, extra)
         clip_rows(grads, 4.0)
         for name, weight in weights.items():
-            weight.grad = grads[name]
+            weight.grad = grads[name].contiguous()  # the fused Adam misreads other strides
         optimiser.step()
         recent = [*recent[-199:], diffusion]
         if every:
@@ -274,3 +275,75 @@ class Policy:
     def q(self, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """`[1, B]`: an ensemble of one that knows."""
         return self.true_q(obs, action).unsqueeze(0)
+
+
+class Learned:
+    """N = len(seeds) * len(coefs) agents whose Q is learned as well, trained at once; seed by seed.
+
+    `losses(agent, batch, noise, args, coef)` gives what `actor_losses` does. `weights[net]` `[N, ...]` for score, score_ema,
+    q, target_q; `extra`: what else `losses` reads of an agent, `[N, ...]`, of which `clone` are weights of a score.
+    """
+
+    def __init__(self, obs_dim: int, act_dim: int, args: edq.Args, losses: Callable, seeds: list[int], coefs: list[float],
+                 extra: dict):  # fmt: skip
+        self.args, self.losses, self.seeds, self.copies, self.extra = args, losses, seeds, len(coefs), extra
+        self.sde, self.coef = edq.MeanRevertingSDE(args.num_diffusion_steps), torch.tensor(coefs).repeat(len(seeds))
+        score, scores = stack(lambda: edq.ScoreMLP(obs_dim, act_dim, args.hidden_dim), seeds, len(coefs))
+        q, qs = stack(lambda: edq.QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim), seeds, len(coefs))
+        self.modules = {"score": score, "score_ema": score, "clone": score, "q": q, "target_q": q}
+        self.weights = {"score": scores, "q": qs}
+        self.weights["score_ema"], self.weights["target_q"] = (
+            {k: w.clone() for k, w in x.items()} for x in (scores, qs)
+        )
+        rates = {"q": args.critic_lr, "score": args.actor_lr}  # in the order of the scripts' update
+        self.optimisers = {k: torch.optim.Adam(self.weights[k].values(), lr=r, fused=True) for k, r in rates.items()}
+        if args.eta == 0:
+            del self.optimisers["q"]  # cloning
+        self.steps, self.done = {}, 0
+
+    def gradients(self, net: str) -> Callable:
+        """Gradient and loss of one network for all agents, as a function of its weights, all weights and the rest."""
+
+        def loss(own, weights, extra, coef, batch, noise):
+            agent, batch, noise = SimpleNamespace(alpha=None), edq.Transitions(*batch), edq.Noise(*noise)
+            agent.sde, agent.chain_std = self.sde, 0.2
+            for name, value in (weights | extra | {net: own}).items():
+                setattr(agent, name, Net(self.modules[name], value) if name in self.modules else value)
+            if net == "q":
+                target = edq.td_target(agent, batch, noise.target, self.args)
+                return edq.critic_loss(agent, batch, target)["losses/critic"], own[next(iter(own))].new_zeros(())
+            agent.score.act_dim = batch.action.shape[-1]
+            out = self.losses(agent, batch, noise, self.args, coef)
+            return out["losses/actor"], torch.stack(
+                [out["losses/diffusion"], out.get("policy/entropy", 0 * coef)]
+            ).detach()
+
+        return lambda *inputs: vmap(grad_and_value(loss, has_aux=True))(*inputs)
+
+    def update(self, batch: edq.Transitions, noise: edq.Noise) -> Tensor:
+        """Critics, then actors with the new critics, then the averages; diffusion loss and entropy `[N, 2]`."""
+        batch, noise = (tuple(x.repeat_interleave(self.copies, 0) for x in y) for y in (batch, noise))  # [seeds, ...]
+        for net, optimiser in self.optimisers.items():
+            inputs = (self.weights[net], self.weights, self.extra, self.coef, batch, noise)
+            if net not in self.steps:
+                self.steps[net] = compiled(self.gradients(net), *inputs)
+            grads, (_, logged) = self.steps[net](*inputs)
+            clip_rows(grads, self.args.grad_clip)
+            for name, weight in self.weights[net].items():
+                weight.grad = grads[name].contiguous()  # the fused Adam misreads other strides
+            optimiser.step()
+            optimiser.zero_grad()
+        averages = [("target_q", "q", self.args.tau)] if "q" in self.optimisers else []
+        if self.done >= 1000 and self.done % 5 == 0:
+            averages.append(("score_ema", "score", 1 - self.args.ema_decay))
+        for average, net, rate in averages:
+            torch._foreach_lerp_([*self.weights[average].values()], [*self.weights[net].values()], rate)
+        self.done += 1
+        return logged
+
+    def agent(self, row: int, make: Callable[[], nn.Module]) -> nn.Module:
+        """One of them as an `Agent` of a script, to be evaluated by it."""
+        agent = make()
+        for name, weights in self.weights.items():
+            getattr(agent, name).load_state_dict({k: w[row] for k, w in weights.items()}, strict=False)
+        return agent
