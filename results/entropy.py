@@ -463,6 +463,227 @@ def run_real(task: str, arms: list[str]) -> None:
         record.write_record(record.RECORDS / "entropy" / f"real-{task}-{arm}.csv", rows, started, **about)
 
 
+# === Tables and pictures, from the records alone ========================================================================
+LABELS = {"none": "none", "noise": "noise (acting)", "gmm": "gmm (DACER)", "pathkl": "pathkl (BDPO)"}
+COLOURS = {"released": "#b2182b", "quad": "#ef8a62", "bridge": "#999999", "score": "#5aae61", "noise": "#888888"}
+COLOURS |= {"chain": "#2166ac", "chainJ": "#053061", "pathkl": "#9970ab", "gmm": "#bf812d", "logdet": "#e6ab02"}
+COLOURS |= {"none": "black", "chain-auto": "#67a9cf", "chainJ-auto": "#67a9cf"}
+PANELS = {"bandit": "bandit, 80 % poor and 20 % good actions", "toy": "two-step toy, 12 % of the data good"}
+ESTIMATORS = ["released", "bridge", "quad", "chain", "chainJ", "logdet", "gmm", "pathkl", "knn"]
+JUDGES = (
+    "none",
+    "score",
+    "chain",
+    "chainJ",
+    "pathkl",
+)  # policies on which estimators are judged: none trained to fool one
+
+
+def load(records: Path, kind: str, task: str) -> list[dict]:
+    """All rows of a task, arm by arm."""
+    paths = sorted((records / "entropy").glob(f"{kind}-{task}-*.csv"))
+    return [row for path in paths for row in record.read_record(path)[1]]
+
+
+def pick(rows: list[dict], key: str, **wanted) -> np.ndarray:
+    """A column of the rows with these values, in the order of the seeds."""
+    chosen = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+    return np.array([r[key] for r in sorted(chosen, key=lambda r: r["seed"])])
+
+
+def interval(x: np.ndarray) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval (Student's t)."""
+    from scipy import stats
+
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+
+
+def coefs_of(rows: list[dict], arm: str) -> list[float]:
+    return sorted({r["coef"] for r in rows if r["arm"] == arm})
+
+
+def against_noise(rows: list[dict], arm: str, coef: float, value: str) -> np.ndarray:
+    """Value of an arm minus that of `noise` at the same entropy, seed by seed; seeds out of noise's range are left out.
+
+    For each seed `noise` is the line through its own policy without and with each acting noise.
+    """
+    out = []
+    for own in (r for r in rows if r["arm"] == arm and r["coef"] == coef):
+        line = sorted(
+            (r["entropy"], r[value]) for r in rows if r["seed"] == own["seed"] and r["arm"] in ("none", "noise")
+        )
+        x, y = np.array(line).T
+        if x[0] <= own["entropy"] <= x[-1]:
+            out.append(own[value] - np.interp(own["entropy"], x, y))
+    return np.array(out)
+
+
+def judged(rows: list[dict], estimator: str) -> tuple[float, float, float]:
+    """Rank correlation of an estimate with the true entropy, its least-squares slope, and its mean error in nats."""
+    from scipy import stats
+
+    rows = [r for r in rows if r["arm"] in JUDGES]
+    truth, said = (np.array([r[k] for r in rows]) for k in ("entropy", f"says_{estimator}"))
+    if said.std() < 1e-6 * abs(said.mean()):
+        return 0.0, 0.0, float((said - truth).mean())
+    return stats.spearmanr(truth, said).statistic, float(np.polyfit(truth, said, 1)[0]), float((said - truth).mean())
+
+
+def number(x: float) -> str:
+    return f"{x:.2f}".replace("-0.00", "0.00") if abs(x) < 100 else f"{x:.0f}"
+
+
+def verdicts(records: Path) -> str:
+    """The three statements of the head of this file, each with the figures that decide it."""
+    lines = []
+    for task in PANELS:
+        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
+        none = pick(rows, "entropy", arm="none")
+        for arm in ("released", "quad"):
+            gaps = {c: interval(pick(rows, "entropy", arm=arm, coef=c) - none) for c in coefs_of(rows, arm)}
+            within = [c for c, (m, h) in gaps.items() if abs(m) + h < 0.05]
+            apart = [c for c, (m, h) in gaps.items() if abs(m) > h]
+            shown = ", ".join(f"{m:+.2f} ± {h:.2f}" for m, h in gaps.values())
+            text = f"(i) {task}, {arm} - none at {', '.join(map(str, gaps))}: {shown} nats. "
+            text += f"Within 0.05: {', '.join(map(str, within)) or 'shown at no coefficient'}; "
+            lines.append(text + f"different from none: {', '.join(map(str, apart)) or 'at no coefficient'}.")
+    for task in PANELS:
+        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
+        means = [pick(rows, "entropy", arm="chain", coef=c).mean() for c in coefs_of(rows, "chain")]
+        rising = "rises at every step" if all(np.diff(means) > 0) else "does not rise at every step"
+        gain = interval(pick(rows, "entropy", arm="chain", coef=1.0) - pick(rows, "entropy", arm="chain", coef=0.003))
+        text = f"(ii) {task}, chain at {', '.join(map(str, COEFS))}: {', '.join(f'{m:.2f}' for m in means)} nats; "
+        lines.append(text + f"{rising}, {gain[0]:+.2f} ± {gain[1]:.2f} from end to end.")
+    for task in PANELS:
+        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
+        for value, K in (("value_50", 50), ("value_1", 1)):
+            gaps = {c: against_noise(rows, "chain", c, value) for c in COEFS}
+            shown = [f"{m:+.2f} ± {h:.2f}" for m, h in (interval(x) for x in gaps.values() if len(x) > 2)]
+            lines.append(f"(iii) {task}, chain - noise at equal entropy, K = {K}: {', '.join(shown)}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def tables(records: Path) -> dict[str, str]:
+    """Markdown by name."""
+    out = {"entropy-predictions": verdicts(records)}
+    known = {task: load(records, "known", task) for task in PANELS}
+    late = {task: [r for r in rows if r["updates"] == max(BUDGETS)] for task, rows in known.items()}
+    lines = []
+    for task, rows in late.items():
+        for arm in [a for a in [*VARIANTS, "noise"] if coefs_of(rows, a) and not a.endswith("auto")]:
+            by_coef = {c: pick(rows, "entropy", arm=arm, coef=c) for c in coefs_of(rows, arm)}
+            if arm == "none":
+                cells = [f"{by_coef[0.0].mean():.2f} ± {by_coef[0.0].std():.2f}"] + ["-"] * (len(COEFS) - 1)
+            else:
+                own = [f"{x.mean():.2f} ± {x.std():.2f}" for x in by_coef.values()]
+                cells = (
+                    own
+                    if len(own) == len(COEFS)
+                    else [own[list(by_coef).index(c)] if c in by_coef else "-" for c in COEFS]
+                )
+            lines.append([task, LABELS.get(arm, arm), *cells])
+    out["entropy-known"] = record.markdown(["task", "arm", *map(str, COEFS)], lines)
+    lines = []
+    for task, rows in known.items():
+        for arm in [a for a in [*VARIANTS, "noise"] if coefs_of(rows, a)]:
+            coef = 0.0 if arm == "none" else 0.3 if arm == "noise" else 0.25 if arm.endswith("auto") else 0.1
+            for budget in BUDGETS:
+                keys = ("entropy", "diffusion_loss", "value_1", "value_50", "rare_share", "off_data", "off_box")
+                cells = [pick(rows, k, arm=arm, coef=coef, updates=budget).mean() for k in keys]
+                lines.append([task, LABELS.get(arm, arm), f"{coef:g}", f"{budget:,}", *map(number, cells[:-3])])
+                lines[-1] += [f"{100 * x:.0f}" for x in cells[-3:]]
+    head = ["task", "arm", "coef", "updates", "entropy", "diffusion loss", "value, K = 1", "K = 50"]
+    out["entropy-value"] = record.markdown([*head, "rare mode, %", "off the data, %", "outside the box, %"], lines)
+    lines = []
+    for estimator in ESTIMATORS:
+        cells = [number(x) for rows in late.values() for x in judged(rows, estimator)]
+        lines.append([estimator if estimator != "knn" else "nearest neighbours (200 samples)", *cells])
+    head = [f"{task}: {what}" for task in PANELS for what in ("rank correlation", "slope", "mean error, nats")]
+    out["entropy-estimators"] = record.markdown(["estimator", *head], lines)
+    lines = []
+    for task in REAL:
+        rows = load(records, "real", task)
+        for arm in [a for a in [*REAL_COEFS, "noise"] if coefs_of(rows, a)]:
+            for coef in coefs_of(rows, arm):
+                keys = ("entropy", "data_distance", "q_spread", "off_box", "diffusion_loss", "score_1", "score_50")
+                cells = [pick(rows, k, arm=arm, coef=coef) for k in keys]
+                own = [f"{cells[0].mean():.2f} ± {cells[0].std(ddof=1):.2f}", f"{cells[1].mean():.3f}"]
+                own += [f"{cells[2].mean():.3f}", f"{100 * cells[3].mean():.0f}", f"{cells[4].mean():.3f}"]
+                own += [f"{x.mean():.1f} ± {x.std(ddof=1) / len(x) ** 0.5:.1f}" for x in cells[5:]]
+                lines.append([task, LABELS.get(arm, arm), f"{coef:g}", *own])
+    head = ["task", "arm", "coef", "entropy, nats a dimension", "distance to data", "spread of Q / \\|Q\\|"]
+    head += ["outside the box, %", "diffusion loss", "score, K = 1", "score, K = 50"]
+    out["entropy-real"] = record.markdown(head, lines)
+    return out
+
+
+def figures(records: Path, out: Path) -> None:
+    """entropy.png: known truth; entropy-real.png: the three real tasks."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(12, 6.6), layout="constrained")
+    axes = fig.subplots(2, 3, width_ratios=[1.25, 0.85, 1.1])
+    shown = ["chainJ", "chain", "score", "pathkl", "released", "quad", "gmm", "logdet", "bridge"]
+    for (task, title), (raised, ranks, value) in zip(PANELS.items(), axes):
+        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
+        none = interval(pick(rows, "entropy", arm="none"))
+        raised.axhspan(none[0] - none[1], none[0] + none[1], color="0.85", label="no term, 95 %")
+        for arm in [a for a in shown if coefs_of(rows, a)]:
+            points = np.array([(c, *interval(pick(rows, "entropy", arm=arm, coef=c))) for c in coefs_of(rows, arm)])
+            bold = dict(lw=2.4) if arm in ("released", "chain", "chainJ") else dict(lw=1.2, alpha=0.9)
+            raised.errorbar(
+                *points.T[:2], points[:, 2], color=COLOURS[arm], label=LABELS.get(arm, arm), capsize=2, **bold
+            )
+        raised.set(xscale="log", xlabel="weight of the entropy term", ylabel="true entropy of the policy, nats")
+        raised.set_title(title, fontsize=10)
+        names = ESTIMATORS[::-1]
+        bars = [judged(rows, e)[0] for e in names]
+        ranks.barh(names, bars, color=[COLOURS.get(e, "0.6") for e in names])
+        ranks.axvline(0, color="black", lw=0.8)
+        ranks.set(xlim=(-1, 1), xlabel="rank correlation with the truth")
+        ranks.set_title("does the estimate see the entropy?", fontsize=10)
+        for arm in [a for a in ("noise", "released", "chain", "chainJ") if coefs_of(rows, a)]:
+            points = [("none", 0.0)] * (arm == "noise") + [(arm, c) for c in coefs_of(rows, arm)]
+            x, y = ([pick(rows, k, arm=a, coef=c).mean() for a, c in points] for k in ("entropy", "value_50"))
+            value.plot(x, y, "o-", color=COLOURS[arm], label=LABELS.get(arm, arm), lw=2, ms=4)
+        value.set(xlabel="true entropy, nats", ylabel="value of the best of 50 actions")
+        value.set_title("what it buys at equal entropy", fontsize=10)
+        value.legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=7, ncols=3, loc="upper left")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low, high + 0.45 * (high - low))
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(
+        "The released entropy term does not raise entropy; a bound that sees the spread does (20 seeds, known Q)"
+    )
+    fig.savefig(out / "entropy.png", dpi=110, metadata={"Software": None})
+
+    fig = Figure(figsize=(12, 7.4), layout="constrained")
+    axes = fig.subplots(2, len(REAL))
+    for task, (top, bottom) in zip(REAL, axes.T):
+        rows = load(records, "real", task)
+        for arm in [a for a in [*REAL_COEFS, "noise"] if coefs_of(rows, a)]:
+            coefs, style = coefs_of(rows, arm), dict(color=COLOURS[arm], label=LABELS.get(arm, arm), marker="o", ms=5)
+            for ax, key in ((top, "score_50"), (bottom, "data_distance")):
+                points = [[pick(rows, k, arm=arm, coef=c) for k in ("entropy", key)] for c in coefs]
+                x, y = ([p[i].mean() for p in points] for i in (0, 1))
+                error = [p[1].std(ddof=1) / len(p[1]) ** 0.5 for p in points]
+                ax.errorbar(x, y, error, lw=1.5 if len(coefs) > 1 else 0, elinewidth=1, capsize=2, **style)
+        top.set(title=task, ylabel="score, best of 50")
+        bottom.set(
+            xlabel="entropy, nats per action dimension (nearest neighbours)",
+            ylabel="distance to the nearest data action",
+        )
+        for ax in (top, bottom):
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0, -1].legend(frameon=False, fontsize=8, ncols=2)
+    fig.suptitle(
+        "Three learned tasks, five seeds: entropy at fixed data states against score, and against distance to the data"
+    )
+    fig.savefig(out / "entropy-real.png", dpi=100, metadata={"Software": None})
+
+
 @dataclass
 class Args:
     """Run a study of the entropy estimators; see the head of this file."""
