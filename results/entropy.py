@@ -1,13 +1,13 @@
 """Does the entropy term raise entropy? Every published estimator on a diffusion policy, against a known truth.
 
-    python results/entropy.py known --task bandit          # and --task toy; about 25 minutes each on one core
-    python results/entropy.py real --task rare             # wander, hopper; needs their data, see DATASETS below
-    python results/report.py                               # tables and pictures, from the records alone
+    python results/entropy.py --study known --task bandit    # and toy; an hour each on one core
+    python results/entropy.py --study real --task rare       # wander, hopper; half an hour each, need their data
+    python results/entropy.py --study scale                  # weights and numbers of action dimensions
+    python results/report.py                                 # tables and pictures, from the records alone
 
-Known truth: one action dimension, a known Q, the density of the sampled action by quadrature (`stacked.action_law`). Each
-policy first clones its data for 1,500 updates, as a learned Q says nothing at first either; with the true Q from the first
-update on, a policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see.
-Real tasks: the scripts' own data, losses and evaluation; only the entropy term is the arm's.
+Known truth: one action dimension, a known Q, the density of the sampled action by quadrature. Each policy first clones
+its data for 1,500 updates, as a learned Q says nothing at first either; with the true Q from the first update on, a
+policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see. Real tasks: the scripts' own data, losses and evaluation; only the entropy term is the arm's.
 
 Written down before any run:
   (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
@@ -55,7 +55,7 @@ NOISES = [0.03, 0.1, 0.2, 0.3, 0.5, 1.0]  # std of the acting noise
 SEEDS, WARMUP, BUDGETS = list(range(20)), 1500, [1000, 3000]  # updates without Q, then with it
 
 
-# === Estimators that the scripts do not have. obs [B, S]; noise [T + 1, B, A]; value [B], nats, sum over dimensions ====
+# === Estimators that the scripts do not have. obs [B, S]; noise [T + 1, B, A]; value [B], nats, sum over dimensions =
 def one_step(agent, batch, noise) -> Tensor:
     """The predicted action of `actor_losses`, unclamped; `[B, A]`."""
     a_t = agent.sde.perturb(batch.action, noise.t, noise.eps)
@@ -90,7 +90,7 @@ def chain_jacobian(sde: edq.MeanRevertingSDE, score: Callable, obs: Tensor, nois
 
 
 def ddim_log_det(sde: edq.MeanRevertingSDE, score: Callable, obs: Tensor, noise: Tensor) -> Tensor:
-    """Entropy of the deterministic sampler a_{t-1} = C a_0 + sqrt(1 - C^2) eps by its Jacobians; C = e^-theta_bar_{t-1}."""
+    """Entropy of the deterministic sampler a_{t-1} = C a_0 + sqrt(1 - C^2) eps by its Jacobians, C = e^-theta_bar."""
     a_t = noise[0]
     entropy = (0.5 * (math.log(2 * math.pi) + a_t**2)).sum(-1)
     for t in reversed(range(sde.num_steps)):
@@ -138,7 +138,7 @@ def knn_entropy(actions: np.ndarray) -> float:
     return float(ennemi.estimate_entropy(actions, k=3, multidim=True))
 
 
-# === Arms: what each adds to the loss ===================================================================================
+# === Arms: what each adds to the loss ===============================================================================
 IN_SCRIPTS = ("none", "released", "bridge", "chain")
 ARMS = [*IN_SCRIPTS, "quad", "score", "chainJ", "logdet", "gmm", "pathkl"]
 ARGS = edq.Args(pessimism="min", num_critics=1, eta=1.0, diffusion_loss="noise", action_clip=True, hidden_dim=64)
@@ -181,7 +181,7 @@ def arm_losses(
     return out
 
 
-# === Known truth ========================================================================================================
+# === Known truth ====================================================================================================
 class Clones:
     """Policies trained without Q and entropy: where every arm starts, and the target of `pathkl` and of auto."""
 
@@ -264,8 +264,8 @@ def known(task: stacked.Task, arm: str, clones: Clones, seeds: list[int], budget
           auto: bool = False, chain_std: float = 0.2) -> list[dict]:  # fmt: skip
     """Train one arm at every coefficient and seed; a row for each of these and each budget.
 
-    auto: the numbers in `coefs` are delta, and the coefficient is learned so that the arm's own estimate reaches that of
-    the cloned policy plus delta.
+    auto: the numbers in `coefs` are delta, and the coefficient is learned so that the arm's own estimate reaches
+    that of the cloned policy plus delta.
     """
     copies, sde = len(coefs), edq.MeanRevertingSDE(5)
     clone = {k: w.repeat_interleave(copies, 0) for k, w in clones.weights.items()}
@@ -343,7 +343,7 @@ def run_known(task: str, variants: list[str]) -> None:
         print(f"{task} {name}: {time.time() - started:.0f} s", flush=True)
 
 
-# === Real tasks =========================================================================================================
+# === Real tasks =====================================================================================================
 # The scripts' data, networks, losses, simulators and evaluation; the agents of all seeds and coefficients of an arm are
 # trained at once (`stacked.Learned`). Small networks and budgets, the same for all arms. Both mazes are made by
 # `results/datasets/pointmaze.py` (recipes rare and wander); hopper is a stand-in recorded for this project.
@@ -463,7 +463,47 @@ def run_real(task: str, arms: list[str]) -> None:
         record.write_record(record.RECORDS / "entropy" / f"real-{task}-{arm}.csv", rows, started, **about)
 
 
-# === Tables and pictures, from the records alone ========================================================================
+# === Does a weight mean the same for any number of action dimensions? ===============================================
+SIZES = [1, 2, 4, 8]
+
+
+def run_scale() -> None:
+    """Clone a product of A bandits with `chain`, its value divided by A (as in the scripts) or not; its entropy.
+
+    All terms of the actor's loss are means over dimensions, so a policy should not notice how many others are trained
+    beside it. One-dimensional marginals are measured by spacings (scipy, Vasicek's estimator and its successors).
+    """
+    from scipy import stats
+
+    started, rows, seeds = time.time(), [], list(range(5))
+    torch.set_num_threads(1)
+    args = replace(ARGS, eta=0.0, batch_size=stacked.BATCH, actor_lr=stacked.LR)
+
+    def losses(agent, batch, noise, args, coef):
+        return arm_losses(edq.actor_losses, "chain", agent, batch, noise, args, coef)
+
+    for A in SIZES:
+        for scale, coef in (("per dimension", 0.1), ("sum", 0.1 * A)):
+            agents = stacked.Learned(1, A, args, losses, seeds, [coef], {})
+            data, generators = [], [torch.Generator().manual_seed(seed) for seed in seeds]
+            for g in generators:
+                action = torch.cat([stacked.bandit_data(g, stacked.DATA)[1] for _ in range(A)], -1)
+                zero = torch.zeros(stacked.DATA)
+                data.append(edq.Transitions(zero.unsqueeze(-1), action, zero, zero.unsqueeze(-1), zero))
+            for _ in range(3000):
+                drawn = [edq.draw_batch(d, args, g) for d, g in zip(data, generators)]
+                batch, noise = ([torch.stack(x) for x in zip(*parts)] for parts in zip(*drawn))
+                agents.update(edq.Transitions(*batch), edq.Noise(*noise))
+            template, g = agents.modules["score"], torch.Generator().manual_seed(9)
+            template.act_dim = A
+            action = sample(template, agents.weights["score"], torch.zeros(4000, 1), g).numpy()
+            for seed, own in zip(seeds, action):
+                entropy = np.mean([stats.differential_entropy(x) for x in own.T])
+                rows.append({"act_dim": A, "scale": scale, "weight": coef, "seed": seed, "entropy": float(entropy)})
+    record.write_record(record.RECORDS / "entropy" / "scale.csv", rows, started, seeds=seeds, coef=0.1, updates=3000)
+
+
+# === Tables and pictures, from the records alone ====================================================================
 LABELS = {"none": "none", "noise": "noise (acting)", "gmm": "gmm (DACER)", "pathkl": "pathkl (BDPO)"}
 COLOURS = {"released": "#b2182b", "quad": "#ef8a62", "bridge": "#999999", "score": "#5aae61", "noise": "#888888"}
 COLOURS |= {"chain": "#2166ac", "chainJ": "#053061", "pathkl": "#9970ab", "gmm": "#bf812d", "logdet": "#e6ab02"}
@@ -614,6 +654,11 @@ def tables(records: Path) -> dict[str, str]:
     head = ["task", "arm", "coef", "entropy, nats a dimension", "distance to data", "spread of Q / \\|Q\\|"]
     head += ["outside the box, %", "diffusion loss", "score, K = 1", "score, K = 50"]
     out["entropy-real"] = record.markdown(head, lines)
+    rows, lines = record.read_record(records / "entropy" / "scale.csv")[1], []
+    for scale in ("per dimension", "sum"):
+        cells = [interval(pick(rows, "entropy", scale=scale, act_dim=A)) for A in SIZES]
+        lines.append([scale, *(f"{m:.2f} ± {h:.2f}" for m, h in cells)])
+    out["entropy-scale"] = record.markdown(["chain's value", *(f"A = {A}" for A in SIZES)], lines)
     return out
 
 
@@ -688,8 +733,8 @@ def figures(records: Path, out: Path) -> None:
 class Args:
     """Run a study of the entropy estimators; see the head of this file."""
 
-    study: Literal["known", "real"]
-    task: Literal["bandit", "toy", "rare", "wander", "hopper"]
+    study: Literal["known", "real", "scale"]
+    task: Literal["bandit", "toy", "rare", "wander", "hopper"] = "bandit"
     variants: tuple[str, ...] = ()  # by default all
 
 
@@ -697,5 +742,7 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     if args.study == "known":
         run_known(args.task, list(args.variants or VARIANTS))
+    elif args.study == "scale":
+        run_scale()
     else:
         run_real(args.task, list(args.variants or REAL_COEFS))

@@ -1,7 +1,7 @@
 """Two small tasks whose answer is known, and many small policies trained on them at once.
 
-A policy here is the scripts' own (`ScoreMLP`, `MeanRevertingSDE`, `actor_losses`, unchanged), only small; the weights of
-all seeds and coefficients stand in one tensor, `[N, ...]`, and `torch.func.vmap` runs the loss of one policy over
+A policy here is the scripts' own (`ScoreMLP`, `MeanRevertingSDE`, `actor_losses`, unchanged), only small; the weights
+of all seeds and coefficients stand in one tensor, `[N, ...]`, and `torch.func.vmap` runs the loss of one policy over
 them. Policies share nothing: each has its own data, noise, gradient norm and Adam moments. Policies of one seed get
 the same data and noise, so that a difference between two coefficients is not one of luck.
 """
@@ -63,7 +63,7 @@ def bandit_q(obs: Tensor, action: Tensor) -> Tensor:
     return (bump(action, 0.5, 1.0) + bump(action, -0.5, 0.4)).squeeze(-1)
 
 
-# The two-step task of the paper's Fig. 1, whose exact numbers it does not give: a point at 0 moves by its action, twice;
+# The two-step task of the paper's Fig. 1, whose numbers it does not give: a point at 0 moves by its action, twice;
 # the reward is a mixture of Gaussians over where it arrives, which at the first step is the action itself. Most of the
 # data go to the poor hill and stay there; from there the rich one is out of reach. obs: position, number of the step.
 POOR, RICH, RICH_SHARE = -0.8, 0.8, 0.12
@@ -125,7 +125,7 @@ def compiled(function: Callable, *example) -> Callable:
 
 
 def seeded(seeds: list[int], draw: Callable[[torch.Generator], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """Endless draws, stacked over seeds: each seed has its own stream, so that its row does not depend on the others."""
+    """Endless draws, stacked over seeds: each seed has its own stream, and no row depends on the others."""
     generators = [torch.Generator().manual_seed(10_000 + seed) for seed in seeds]
     while True:
         yield tuple(torch.stack(x) for x in zip(*(draw(g) for g in generators)))
@@ -165,8 +165,7 @@ def batches(task: Task, seeds: list[int], copies: int, T: int) -> Iterator[tuple
 def action_law(score: Callable, sde: edq.MeanRevertingSDE, obs: Tensor, bins: Tensor, last_std: float = 0.0) -> Tensor:
     """Probability `[len(bins) - 1]` of the sampler's action in one state, before the last clamp, by quadrature.
 
-    obs `[S]`; one action dimension; predicted actions are clamped inside, as in `sample_actions` with `action_clip`. The
-    density of a_t is carried from t = T to 1 on a grid. The last step is a map, so that each grid cell of a_1 spreads
+    obs `[S]`; one action dimension; predicted actions are clamped inside (`action_clip`). The density of a_t is carried from t = T to 1 on a grid. The last step is a map, so that each grid cell of a_1 spreads
     its mass evenly between the images of its ends; `last_std` adds noise to it. Mass beyond the bins counts as theirs.
     """
     grid = torch.linspace(-5, 5, 501)  # every step but the last adds noise of std 0.5 or more
@@ -220,14 +219,14 @@ def law_figures(task: Task, law: Tensor) -> dict[str, float]:
 Losses = Callable[[edq.Agent, edq.Transitions, edq.Noise, Tensor], dict[str, Tensor]]
 
 
-def train(task: Task, losses: Losses, coefs: list[float], seeds: list[int], budgets: list[int], extra: dict[str, Tensor],
+def train(task: Task, losses: Losses, coefs: list[float], seeds: list[int], budgets: list[int], extra: dict,
           every: Callable[[int, dict, Tensor, Tensor], None] | None = None,
           start: dict[str, Tensor] | None = None) -> dict[int, tuple[dict, Tensor]]:  # fmt: skip
     """Train a policy for each seed and coefficient with a known Q; budget -> weights `[N, ...]`, diffusion loss `[N]`.
 
     `losses(agent, batch, noise, coef)` gives what `actor_losses` does, for one policy; agent has `score`, `q`, `sde`,
     `chain_std`, `alpha` and what `extra` holds for each policy (`[N, ...]`: a clone's weights, say). `every(step,
-    weights, coef, entropy)` may change `coef` in place between updates. `start`: weights `[len(seeds), ...]` to begin from.
+    weights, coef, entropy)` may change `coef` in place between updates. `start`: weights `[seeds, ...]` to begin from.
     The diffusion loss is a mean over the last 200 updates.
     """
     sde, copies = edq.MeanRevertingSDE(5), len(coefs)
@@ -237,7 +236,7 @@ def train(task: Task, losses: Losses, coefs: list[float], seeds: list[int], budg
     coef = torch.tensor(coefs).repeat(len(seeds))  # [N]
 
     def loss(weights, batch, noise, coef, extra):
-        agent = Policy(Net(template, weights), sde, task.q, {k: x for k, x in extra.items()}, template)
+        agent = Policy(Net(template, weights), sde, task.q, extra, template)
         out = losses(agent, edq.Transitions(*batch), edq.Noise(*noise), coef)
         entropy = out.get("policy/entropy", torch.zeros(()))
         return out["losses/actor"], (out["losses/diffusion"].detach(), entropy.detach())
@@ -280,12 +279,12 @@ class Policy:
 class Learned:
     """N = len(seeds) * len(coefs) agents whose Q is learned as well, trained at once; seed by seed.
 
-    `losses(agent, batch, noise, args, coef)` gives what `actor_losses` does. `weights[net]` `[N, ...]` for score, score_ema,
-    q, target_q; `extra`: what else `losses` reads of an agent, `[N, ...]`, of which `clone` are weights of a score.
+    `losses(agent, batch, noise, args, coef)` gives what `actor_losses` does. `weights[net]`, `[N, ...]`: of score,
+    score_ema, q, target_q; `extra`: what else `losses` reads of an agent, `[N, ...]`; `clone`: weights of a score.
     """
 
-    def __init__(self, obs_dim: int, act_dim: int, args: edq.Args, losses: Callable, seeds: list[int], coefs: list[float],
-                 extra: dict):  # fmt: skip
+    def __init__(self, obs_dim: int, act_dim: int, args: edq.Args, losses: Callable, seeds: list[int],
+                 coefs: list[float], extra: dict):  # fmt: skip
         self.args, self.losses, self.seeds, self.copies, self.extra = args, losses, seeds, len(coefs), extra
         self.sde, self.coef = edq.MeanRevertingSDE(args.num_diffusion_steps), torch.tensor(coefs).repeat(len(seeds))
         score, scores = stack(lambda: edq.ScoreMLP(obs_dim, act_dim, args.hidden_dim), seeds, len(coefs))
