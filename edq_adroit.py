@@ -73,8 +73,7 @@ class Args:
         "pen-human"  # {pen, door, hammer, relocate}-{human, cloned, expert}, kitchen-{complete, partial, mixed}
     )
     # --- shared: arguments ---
-    preset: Literal["edq", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"  # edq: the authors' code
-    # --- experiment ---
+    preset: Literal["edq", "edq-entropy", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"  # edq: authors' code
     exp_name: str = "edq"  # a name for this kind of run; part of the run folder's name
     seed: int = 0  # seed of network weights, batches, noise and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
@@ -131,8 +130,9 @@ class Args:
 # A task, by our own settings: registered Gymnasium id, keyword arguments, Minari id(s) or folder, D4RL's returns of a
 # random and an expert policy (if the metadata has none), whose hyper-parameters (its own or a near task's), and those.
 Task = namedtuple("Task", "env env_kwargs dataset reference like row")
-# What a preset changes in every task; in single ones: PRESET_ROWS.
-PRESETS = {"edq": {}, "edq-paper": {}, "diffusion-bc": dict(eta=0.0, entropy_estimator="none", num_candidates=1)}
+PRESETS = {"edq": {}, "edq-paper": {}}  # what a preset changes in every task; in single ones: PRESET_ROWS
+PRESETS["edq-entropy"] = dict(entropy_estimator="chain", ent_coef=0.1)  # it sees the spread: results/README.md
+PRESETS["diffusion-bc"] = dict(eta=0.0, entropy_estimator="none", num_candidates=1)
 PRESETS["diffusion-ql"] = dict(num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm")
 PRESETS["diffusion-ql"] |= dict(diffusion_loss="noise", action_clip=True, entropy_estimator="none")
 # --- end shared ---

@@ -7,7 +7,8 @@
 
 Known truth: one action dimension, a known Q, the density of the sampled action by quadrature. Each policy first clones
 its data for 1,500 updates, as a learned Q says nothing at first either; with the true Q from the first update on, a
-policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see. Real tasks: the scripts' own data, losses and evaluation; only the entropy term is the arm's.
+policy without any entropy term finds the rare mode while it is still broad, and there is nothing to see.
+Real tasks: the scripts' own data, losses and evaluation; only the entropy term is the arm's.
 
 Written down before any run:
   (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
@@ -574,38 +575,65 @@ def number(x: float) -> str:
 
 
 def verdicts(records: Path) -> str:
-    """The three statements of the head of this file, each with the figures that decide it."""
+    """The three statements of the head of this file on every task, each with the figures that decide it."""
+    known = {task: [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)] for task in PANELS}
+    every = known | {task: load(records, "real", task) for task in REAL}
     lines = []
-    for task in PANELS:
-        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
-        none = pick(rows, "entropy", arm="none")
+
+    def listed(pairs: list[tuple[float, float]]) -> str:
+        return ", ".join(f"{m:+.2f} ± {h:.2f}" for m, h in pairs)
+
+    for task, rows in every.items():
         for arm in ("released", "quad"):
+            none = pick(rows, "entropy", arm="none")
             gaps = {c: interval(pick(rows, "entropy", arm=arm, coef=c) - none) for c in coefs_of(rows, arm)}
-            within = [c for c, (m, h) in gaps.items() if abs(m) + h < 0.05]
-            apart = [c for c, (m, h) in gaps.items() if abs(m) > h]
-            shown = ", ".join(f"{m:+.2f} ± {h:.2f}" for m, h in gaps.values())
-            text = f"(i) {task}, {arm} - none at {', '.join(map(str, gaps))}: {shown} nats. "
-            text += f"Within 0.05: {', '.join(map(str, within)) or 'shown at no coefficient'}; "
-            lines.append(text + f"different from none: {', '.join(map(str, apart)) or 'at no coefficient'}.")
-    for task in PANELS:
-        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
-        means = [pick(rows, "entropy", arm="chain", coef=c).mean() for c in coefs_of(rows, "chain")]
-        rising = "rises at every step" if all(np.diff(means) > 0) else "does not rise at every step"
-        gain = interval(pick(rows, "entropy", arm="chain", coef=1.0) - pick(rows, "entropy", arm="chain", coef=0.003))
-        text = f"(ii) {task}, chain at {', '.join(map(str, COEFS))}: {', '.join(f'{m:.2f}' for m in means)} nats; "
-        lines.append(text + f"{rising}, {gain[0]:+.2f} ± {gain[1]:.2f} from end to end.")
-    for task in PANELS:
-        rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
-        for value, K in (("value_50", 50), ("value_1", 1)):
-            gaps = {c: against_noise(rows, "chain", c, value) for c in COEFS}
-            shown = [f"{m:+.2f} ± {h:.2f}" for m, h in (interval(x) for x in gaps.values() if len(x) > 2)]
-            lines.append(f"(iii) {task}, chain - noise at equal entropy, K = {K}: {', '.join(shown)}.")
+            within = [f"{c:g}" for c, (m, h) in gaps.items() if abs(m) + h < 0.05]
+            apart = [f"{c:g}" for c, (m, h) in gaps.items() if abs(m) > h]
+            text = (
+                f"(i) {task}, entropy of {arm} - none at {', '.join(f'{c:g}' for c in gaps)}: {listed(gaps.values())}. "
+            )
+            text += f"Shown to be within 0.05 at: {', '.join(within) or 'none of them'}; "
+            lines.append(text + f"shown to differ at: {', '.join(apart) or 'none of them'}.")
+    for task, rows in every.items():
+        coefs = coefs_of(rows, "chain")
+        by_coef = [pick(rows, "entropy", arm="chain", coef=c) for c in coefs]
+        rising = "rises" if all(np.diff([x.mean() for x in by_coef]) > 0) else "does not rise"
+        text = f"(ii) {task}, entropy of chain at {', '.join(f'{c:g}' for c in coefs)}: "
+        text += f"{', '.join(f'{x.mean():.2f}' for x in by_coef)}; {rising} at every step, "
+        lines.append(text + f"{listed([interval(by_coef[-1] - by_coef[0])])} from end to end.")
+    for task, rows in every.items():
+        for K in (50, 1):
+            value = f"value_{K}" if task in PANELS else f"score_{K}"
+            gaps = {c: against_noise(rows, "chain", c, value) for c in coefs_of(rows, "chain")}
+            gaps = {c: interval(x) for c, x in gaps.items() if len(x) > 2}
+            better, worse = ([f"{c:g}" for c, (m, h) in gaps.items() if sign * m > h] for sign in (1, -1))
+            text = (
+                f"(iii) {task}, chain - noise at equal entropy, best of {K}, at {', '.join(f'{c:g}' for c in gaps)}: "
+            )
+            text += f"{listed(gaps.values())}. Shown to be better at: {', '.join(better) or 'none of them'}"
+            lines.append(text + (f"; worse at: {', '.join(worse)}." if worse else "."))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def headline(records: Path) -> str:
+    """What the two terms do at the weights of the presets, against none: entropy, and value of the best of 50."""
+    parts = []
+    for arm, coef in (("released", 0.01), ("chain", 0.1)):
+        gaps, values = [], []
+        for task in PANELS:
+            rows = [r for r in load(records, "known", task) if r["updates"] == max(BUDGETS)]
+            gap = interval(pick(rows, "entropy", arm=arm, coef=coef) - pick(rows, "entropy", arm="none"))
+            gaps.append(f"{gap[0]:+.2f} ± {gap[1]:.2f}")
+            means = [pick(rows, "value_50", arm=a, coef=c).mean() for a, c in (("none", 0.0), (arm, coef))]
+            values.append("from {:.2f} to {:.2f}".format(*means))
+        parts.append(f"`{arm}` at {coef} changes the entropy by {' and '.join(gaps)} nats")
+        parts[-1] += f" and the value of the best of 50 actions {' and '.join(values)}"
+    return "; ".join(parts)
 
 
 def tables(records: Path) -> dict[str, str]:
     """Markdown by name."""
-    out = {"entropy-predictions": verdicts(records)}
+    out = {"entropy-predictions": verdicts(records), "entropy-headline": headline(records)}
     known = {task: load(records, "known", task) for task in PANELS}
     late = {task: [r for r in rows if r["updates"] == max(BUDGETS)] for task, rows in known.items()}
     lines = []

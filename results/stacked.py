@@ -165,8 +165,9 @@ def batches(task: Task, seeds: list[int], copies: int, T: int) -> Iterator[tuple
 def action_law(score: Callable, sde: edq.MeanRevertingSDE, obs: Tensor, bins: Tensor, last_std: float = 0.0) -> Tensor:
     """Probability `[len(bins) - 1]` of the sampler's action in one state, before the last clamp, by quadrature.
 
-    obs `[S]`; one action dimension; predicted actions are clamped inside (`action_clip`). The density of a_t is carried from t = T to 1 on a grid. The last step is a map, so that each grid cell of a_1 spreads
-    its mass evenly between the images of its ends; `last_std` adds noise to it. Mass beyond the bins counts as theirs.
+    obs `[S]`; one action dimension; predicted actions are clamped inside (`action_clip`). The density of a_t is carried
+    from t = T to 1 on a grid. The last step is a map, so that each grid cell of a_1 spreads its mass evenly between the
+    images of its ends; `last_std` adds noise to it. Mass beyond the bins counts as theirs.
     """
     grid = torch.linspace(-5, 5, 501)  # every step but the last adds noise of std 0.5 or more
     density = torch.exp(-0.5 * grid**2) / math.sqrt(2 * math.pi)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import tomllib
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, SCRIPTS, run_script
@@ -59,13 +60,18 @@ def test_every_task_of_the_paper_is_there(mujoco, antmaze, adroit):
     assert set(adroit.TASKS) == hands | {f"kitchen-{d}" for d in ("complete", "partial", "mixed")}
 
 
-@pytest.mark.parametrize("preset", ["edq", "edq-paper", "diffusion-ql", "diffusion-bc"])
+@pytest.mark.parametrize("preset", ["edq", "edq-entropy", "edq-paper", "diffusion-ql", "diffusion-bc"])
 def test_every_row_resolves_in_every_preset(edq, preset):
     for env_id, task in edq.TASKS.items():
         args, _ = edq.parse_args(["--env-id", env_id, "--preset", preset])
         assert args.env_id == env_id and args.preset == preset and task.like in edq.TASKS
         if preset == "diffusion-bc":
             assert args.eta == 0 and args.num_candidates == 1 and edq.Agent(5, 2, args).q is None
+        if preset == "edq-entropy":  # the bound speaks of a policy whose predicted actions are clamped
+            assert args.entropy_estimator == "chain" and args.action_clip and args.ent_coef > 0
+            edq_row, _ = edq.parse_args(["--env-id", env_id])
+            own = dict(entropy_estimator="released", ent_coef=0.01, preset="edq", action_clip=edq_row.action_clip)
+            assert replace(args, **own) == edq_row
         if preset == "diffusion-ql":
             assert (args.num_critics, args.target, args.pessimism, args.policy_action) == (2, "min", "min", "chain")
             assert args.schedule == "ddpm" and args.action_clip and args.entropy_estimator == "none"
