@@ -682,6 +682,16 @@ def tables(records: Path) -> dict[str, str]:
     head = ["task", "arm", "coef", "entropy, nats a dimension", "distance to data", "spread of Q / \\|Q\\|"]
     head += ["outside the box, %", "diffusion loss", "score, K = 1", "score, K = 50"]
     out["entropy-real"] = record.markdown(head, lines)
+    lines = []
+    for task, rows in late.items():
+        for arm in [a for a in ("none", "chain-auto", "chainJ-auto") if coefs_of(rows, a)]:
+            for coef in coefs_of(rows, arm):
+                keys = ("entropy", "value_1", "value_50", "rare_share", "off_data")
+                cells = [pick(rows, k, arm=arm, coef=coef).mean() for k in keys]
+                own = [*map(number, cells[:3]), *(f"{100 * x:.0f}" for x in cells[3:])]
+                lines.append([task, arm, "-" if arm == "none" else f"clone + {coef:g}", *own])
+    head = ["task", "arm", "target", "entropy", "value, K = 1", "K = 50", "rare mode, %", "off the data, %"]
+    out["entropy-auto"] = record.markdown(head, lines)
     rows, lines = record.read_record(records / "entropy" / "scale.csv")[1], []
     for scale in ("per dimension", "sum"):
         cells = [interval(pick(rows, "entropy", scale=scale, act_dim=A)) for A in SIZES]
