@@ -580,39 +580,40 @@ def verdicts(records: Path) -> str:
     every = known | {task: load(records, "real", task) for task in REAL}
     lines = []
 
-    def listed(pairs: list[tuple[float, float]]) -> str:
-        return ", ".join(f"{m:+.2f} ± {h:.2f}" for m, h in pairs)
+    def line(
+        statement: str, task: str, what: str, gaps: dict[float, tuple[float, float]], shown: dict[str, list]
+    ) -> None:
+        weights, figures = (
+            ", ".join(x) for x in ((f"{c:g}" for c in gaps), (f"{m:+.2f} ± {h:.2f}" for m, h in gaps.values()))
+        )
+        said = "; ".join(f"{word} at {', '.join(f'{c:g}' for c in found)}" for word, found in shown.items() if found)
+        lines.append([statement, task, what, weights, figures, said or "nothing"])
 
     for task, rows in every.items():
-        for arm in ("released", "quad"):
-            none = pick(rows, "entropy", arm="none")
+        none = pick(rows, "entropy", arm="none")
+        for arm in [a for a in ("released", "quad") if coefs_of(rows, a)]:
             gaps = {c: interval(pick(rows, "entropy", arm=arm, coef=c) - none) for c in coefs_of(rows, arm)}
-            within = [f"{c:g}" for c, (m, h) in gaps.items() if abs(m) + h < 0.05]
-            apart = [f"{c:g}" for c, (m, h) in gaps.items() if abs(m) > h]
-            text = (
-                f"(i) {task}, entropy of {arm} - none at {', '.join(f'{c:g}' for c in gaps)}: {listed(gaps.values())}. "
-            )
-            text += f"Shown to be within 0.05 at: {', '.join(within) or 'none of them'}; "
-            lines.append(text + f"shown to differ at: {', '.join(apart) or 'none of them'}.")
+            shown = {"within 0.05": [c for c, (m, h) in gaps.items() if abs(m) + h < 0.05]}
+            shown |= {"lower": [c for c, (m, h) in gaps.items() if m + h < 0]}
+            shown |= {"higher": [c for c, (m, h) in gaps.items() if m - h > 0]}
+            line("(i)", task, f"entropy, {arm} - none", gaps, shown)
     for task, rows in every.items():
-        coefs = coefs_of(rows, "chain")
-        by_coef = [pick(rows, "entropy", arm="chain", coef=c) for c in coefs]
-        rising = "rises" if all(np.diff([x.mean() for x in by_coef]) > 0) else "does not rise"
-        text = f"(ii) {task}, entropy of chain at {', '.join(f'{c:g}' for c in coefs)}: "
-        text += f"{', '.join(f'{x.mean():.2f}' for x in by_coef)}; {rising} at every step, "
-        lines.append(text + f"{listed([interval(by_coef[-1] - by_coef[0])])} from end to end.")
+        none = pick(rows, "entropy", arm="none")
+        gaps = {c: interval(pick(rows, "entropy", arm="chain", coef=c) - none) for c in coefs_of(rows, "chain")}
+        line("(ii)", task, "entropy, chain - none", gaps, {"higher": [c for c, (m, h) in gaps.items() if m > h]})
+        means = [m for m, _ in gaps.values()]
+        lines[-1][-1] += "; rising at every step" if means == sorted(means) else "; not rising at every step"
     for task, rows in every.items():
         for K in (50, 1):
             value = f"value_{K}" if task in PANELS else f"score_{K}"
             gaps = {c: against_noise(rows, "chain", c, value) for c in coefs_of(rows, "chain")}
             gaps = {c: interval(x) for c, x in gaps.items() if len(x) > 2}
-            better, worse = ([f"{c:g}" for c, (m, h) in gaps.items() if sign * m > h] for sign in (1, -1))
-            text = (
-                f"(iii) {task}, chain - noise at equal entropy, best of {K}, at {', '.join(f'{c:g}' for c in gaps)}: "
-            )
-            text += f"{listed(gaps.values())}. Shown to be better at: {', '.join(better) or 'none of them'}"
-            lines.append(text + (f"; worse at: {', '.join(worse)}." if worse else "."))
-    return "\n".join(f"- {line}" for line in lines)
+            shown = {
+                "better": [c for c, (m, h) in gaps.items() if m > h],
+                "worse": [c for c, (m, h) in gaps.items() if -m > h],
+            }
+            line("(iii)", task, f"{value.split('_')[0]} at equal entropy, K = {K}, chain - noise", gaps, shown)
+    return record.markdown(["", "task", "what", "weights", "difference, 95 % interval", "shown"], lines)
 
 
 def headline(records: Path) -> str:
@@ -721,7 +722,9 @@ def figures(records: Path, out: Path) -> None:
         raised.set_title(title, fontsize=10)
         names = ESTIMATORS[::-1]
         bars = [judged(rows, e)[0] for e in names]
-        ranks.barh(names, bars, color=[COLOURS.get(e, "0.6") for e in names])
+        ranks.barh(
+            [e if e != "knn" else "(neighbours)" for e in names], bars, color=[COLOURS.get(e, "0.6") for e in names]
+        )
         ranks.axvline(0, color="black", lw=0.8)
         ranks.set(xlim=(-1, 1), xlabel="rank correlation with the truth")
         ranks.set_title("does the estimate see the entropy?", fontsize=10)
@@ -754,13 +757,10 @@ def figures(records: Path, out: Path) -> None:
                 error = [p[1].std(ddof=1) / len(p[1]) ** 0.5 for p in points]
                 ax.errorbar(x, y, error, lw=1.5 if len(coefs) > 1 else 0, elinewidth=1, capsize=2, **style)
         top.set(title=task, ylabel="score, best of 50")
-        bottom.set(
-            xlabel="entropy, nats per action dimension (nearest neighbours)",
-            ylabel="distance to the nearest data action",
-        )
+        bottom.set(xlabel="entropy, nats per action dimension", ylabel="distance to the nearest data action")
         for ax in (top, bottom):
             ax.spines[["top", "right"]].set_visible(False)
-    axes[0, -1].legend(frameon=False, fontsize=8, ncols=2)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=9, ncols=6)
     fig.suptitle(
         "Three learned tasks, five seeds: entropy at fixed data states against score, and against distance to the data"
     )
