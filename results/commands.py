@@ -6,24 +6,23 @@ from record import markdown, read_record
 
 
 def tables(records: Path) -> dict[str, str]:
-    """One row for each kind of record that says where it comes from; the parts of a study are added up."""
-    parts: dict[str, list[dict]] = {}
+    """One row a command; where each arm has a record of its own the times are added up."""
+    found: dict[str, list[tuple[str, dict]]] = {}
     for path in sorted(records.rglob("*.csv")):
         about, _ = read_record(path)
-        if "seconds" in about:
-            name = f"entropy/{'-'.join(path.stem.split('-')[:2])}" if path.parent.name == "entropy" else path.stem
-            parts.setdefault(name, []).append(about)
+        if about.get("seconds", 0) > 60:
+            name = str(path.relative_to(records).with_suffix(""))
+            found.setdefault(about["command"].split(" --variants")[0], []).append((name, about))
     lines = []
-    for name, abouts in parts.items():
+    for command, parts in found.items():
+        names, abouts = zip(*parts)
+        seconds = (sum if "--task" in command else max)(about["seconds"] for about in abouts)
         first = abouts[0]
-        command = first["command"].split(" --variants")[0]
-        files = f"{name}-*.csv ({len(abouts)})" if len(abouts) > 1 else f"{name}.csv"
-        seconds = sum(about["seconds"] for about in abouts)
+        files = f"{names[0].rsplit('-', 1)[0]}-* ({len(names)})" if len(names) > 6 else ", ".join(names)
+        data = f"{first['dataset']} ({first['dataset_hash']})" if "dataset_hash" in first else "-"
         machine = f"{first['cpu']}, {first['capability']}, {first['threads']} thread"
-        machine += f", torch {first['versions']['torch']}"
-        data = f"{first['dataset']} ({first['dataset_hash']})" if "dataset" in first else "-"
-        lines.append([files, f"`{command}`", f"{seconds:,} s", data, machine])
-    return {"commands": markdown(["records", "command", "time", "dataset (hash)", "machine"], lines)}
+        lines.append([f"`{command}`", f"{seconds:,} s", files, data, f"{machine}, torch {first['versions']['torch']}"])
+    return {"commands": markdown(["command", "time", "records", "dataset (hash)", "machine"], lines)}
 
 
 def figures(records: Path, out: Path) -> None:
