@@ -18,7 +18,7 @@ def tables(records: Path) -> dict[str, str]:
         names, abouts = zip(*parts)
         seconds = (sum if "--task" in command else max)(about["seconds"] for about in abouts)
         first = abouts[0]
-        files = f"{names[0].rsplit('-', 1)[0]}-* ({len(names)})" if len(names) > 6 else ", ".join(names)
+        files = f"{names[0].rsplit('-', 1)[0]}-* ({len(names)})" if len(names) > 4 else ", ".join(names)
         data = f"{first['dataset']} ({first['dataset_hash']})" if "dataset_hash" in first else "-"
         machine = f"{first['cpu']}, {first['capability']}, {first['threads']} thread"
         lines.append([f"`{command}`", f"{seconds:,} s", files, data, f"{machine}, torch {first['versions']['torch']}"])
