@@ -735,7 +735,8 @@ def figures(records: Path, out: Path) -> None:
         value.set(xlabel="true entropy, nats", ylabel="value of the best of 50 actions")
         value.set_title("what it buys at equal entropy", fontsize=10)
         value.legend(frameon=False, fontsize=8)
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=3, loc="upper left")
+    legend = axes[1, 0].get_legend_handles_labels()  # all arms are in it
+    axes[0, 0].legend(*legend, frameon=False, fontsize=7, ncols=3, loc="upper left")
     low, high = axes[0, 0].get_ylim()
     axes[0, 0].set_ylim(low, high + 0.45 * (high - low))
     for ax in axes.flat:
