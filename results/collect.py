@@ -10,25 +10,29 @@ import json
 import sys
 from pathlib import Path
 
+
+def collect(folder: Path) -> dict:
+    """The row of a finished run, from what its folder holds."""
+    run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
+    with open(folder / "metrics.csv") as file:
+        seconds = float(list(csv.DictReader(file))[-1]["charts/seconds"])
+    args, data = run["args"], run["dataset"]
+    return {
+        "task": args["env_id"], "preset": args["preset"], "seed": args["seed"], "dataset": data["id"],
+        "hash": data["hash"], "updates": summary["last"]["step"], "critics": args["num_critics"],
+        "diffusion_loss": args["diffusion_loss"], "action_clip": args["action_clip"],
+        "episodes": args["eval_episodes"], "last": round(summary["last"]["score"], 1),
+        "standard_error": round(summary["last"]["standard_error"], 1), "best": round(summary["best"]["score"], 1),
+        "offline": round((summary["offline"] or summary["last"])["score"], 1), "data": round(data["mean_score"], 1),
+        "seconds": round(seconds), "threads": run["threads"], "torch": run["versions"]["torch"],
+        "flags": " ".join(run["flags"]),
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    rows = []
-    for folder in map(Path, sys.argv[2:]):
-        run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
-        with open(folder / "metrics.csv") as file:
-            seconds = float(list(csv.DictReader(file))[-1]["charts/seconds"])
-        args, data = run["args"], run["dataset"]
-        rows.append({
-            "task": args["env_id"], "preset": args["preset"], "seed": args["seed"], "dataset": data["id"],
-            "hash": data["hash"], "updates": summary["last"]["step"], "critics": args["num_critics"],
-            "diffusion_loss": args["diffusion_loss"], "action_clip": args["action_clip"],
-            "episodes": args["eval_episodes"], "last": round(summary["last"]["score"], 1),
-            "standard_error": round(summary["last"]["standard_error"], 1), "best": round(summary["best"]["score"], 1),
-            "offline": round((summary["offline"] or summary["last"])["score"], 1), "data": round(data["mean_score"], 1),
-            "seconds": round(seconds), "threads": run["threads"], "torch": run["versions"]["torch"],
-            "flags": " ".join(run["flags"]),
-        })  # fmt: skip
+    rows = [collect(Path(folder)) for folder in sys.argv[2:]]
     with open(sys.argv[1], "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

@@ -63,6 +63,14 @@ def read_record(path: Path) -> tuple[dict, list[dict]]:
         return about, [{k: value(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as they stand, without the header of a record; none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [*csv.DictReader(line for line in file if not line.startswith("# "))]
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
