@@ -1,0 +1,77 @@
+"""Tables and picture of the ablations: suites ablation-maze, ablation-hopper and ablation-door, made by benchmark.py.
+
+Every arm is `edq` with some flags changed, three seeds, last evaluation. What is beside an arm's mean is its difference
+from `edq` with the same seeds, and a 95 % t interval of that difference: with three seeds it is wide, and an arm whose
+interval holds 0 is not shown to differ, nor to be equal.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from record import csv_rows, markdown
+from scipy import stats
+from scores import column, mean_se
+
+BASE = "edq"
+SUITES = {  # suite: what the table is called, the picture's title
+    "ablation-maze": "pointmaze-medium, wander",
+    "ablation-hopper": "hopper-medium-replay, stand-in",
+    "ablation-door": "door-human, stand-in",
+}
+
+
+def arms(records: Path, suite: str) -> dict[str, list[dict]]:
+    """Rows of each arm, as the seeds go; `edq` first, the others as the suite's file names them."""
+    rows: dict[str, list[dict]] = {}
+    for row in csv_rows(records / "benchmark" / f"{suite}.csv"):
+        rows.setdefault(row["arm"], []).append(row)
+    if suite == "ablation-door":  # its `edq` and the others to compare with are among the benchmark's own runs
+        for row in csv_rows(records / "benchmark" / "stand-ins.csv"):
+            if row["task"] == "door-human":
+                rows.setdefault(row["arm"], []).append(row)
+    for of in rows.values():
+        of.sort(key=lambda row: int(row["seed"]))
+    return dict(sorted(rows.items(), key=lambda item: item[0] != BASE))
+
+
+def difference(rows: list[dict], base: list[dict]) -> str:
+    """Mean over the seeds that both have of the difference, and half the width of its 95 % t interval."""
+    of = {row["seed"]: float(row["last"]) for row in base}
+    values = np.array([float(row["last"]) - of[row["seed"]] for row in rows if row["seed"] in of])
+    if len(values) < 2:
+        return "-"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.0f} ± {half:.0f}"
+
+
+def tables(records: Path) -> dict[str, str]:
+    """One table a suite."""
+    found = {}
+    for suite in SUITES:
+        all_arms, rows = arms(records, suite), []
+        for arm, of in all_arms.items():
+            last = column(of, "last")
+            against = "" if arm == BASE else difference(of, all_arms[BASE])
+            spread = mean_se(last) if len(last) > 1 else f"{last[0]:.1f}"
+            rows.append([arm, spread, ", ".join(f"{v:.0f}" for v in last), against])
+        found[suite] = markdown(["arm", "last score", "of each seed", "difference from `edq`"], rows)
+    return found
+
+
+def figures(records: Path, out: Path) -> None:
+    """ablations.png: a line an arm, a dot a seed, a bar their mean."""
+    suites = [suite for suite in SUITES if arms(records, suite)]
+    figure = Figure((11, 6), layout="constrained")
+    for axes, suite in zip(np.atleast_1d(figure.subplots(1, len(suites))), suites):
+        all_arms = arms(records, suite)
+        for i, of in enumerate(all_arms.values()):
+            last = column(of, "last")
+            axes.plot(last, np.full(len(last), -i), "o", color="#0b6e99", alpha=0.55, markersize=5, markeredgewidth=0)
+            axes.plot([last.mean()] * 2, [-i - 0.3, -i + 0.3], color="black", linewidth=2)
+        axes.axvline(column(all_arms[BASE], "last").mean(), color="grey", linewidth=0.8, linestyle=":")
+        axes.set_yticks(-np.arange(len(all_arms)), [*all_arms], fontsize=8)
+        axes.set_title(SUITES[suite], fontsize=10)
+        axes.set_xlabel("last score of each seed")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "ablations.png", dpi=110)

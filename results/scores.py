@@ -1,0 +1,212 @@
+"""Benchmark of what was run here: headline table, aggregates with intervals, what best-of-run is worth, curves.
+
+The runs are those of the suites pointmaze, stand-ins and small-antmaze, made by benchmark.py. Aggregates are over tasks
+that have every preset and three seeds, by rliable (Agarwal et al. 2021): 95 % bootstrap intervals, drawn anew within
+each task from its seeds. Three seeds bound what such an interval can say.
+"""
+
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from record import csv_rows, markdown
+from rliable import library, metrics
+
+SUITES = ("pointmaze", "stand-ins", "small-antmaze")
+ARMS = {"edq": "EDQ", "edq-entropy": "EDQ, chain entropy", "diffusion-ql": "Diffusion-QL", "diffusion-bc": "cloning"}
+COLOURS = dict(zip(ARMS, ("#0b6e99", "#3f8f4f", "#7a5195", "#c7522a")))
+TASKS = {  # task: what the table calls it; in the order of the table
+    "pointmaze-umaze": "pointmaze-umaze, *wander*",
+    "pointmaze-medium": "pointmaze-medium, *wander*",
+    "pointmaze-large": "pointmaze-large, *wander*",
+    "antmaze-umaze": "antmaze-umaze, rebuilt",
+    "antmaze-large-diverse": "antmaze-large-diverse, rebuilt",
+    "hopper-medium-replay": "hopper-medium-replay, stand-in",
+    "hopper-medium-expert": "hopper-medium-expert, stand-in",
+    "halfcheetah-medium-replay": "halfcheetah-medium-replay, stand-in",
+    "halfcheetah-medium-expert": "halfcheetah-medium-expert, stand-in",
+    "walker2d-medium-replay": "walker2d-medium-replay, stand-in",
+    "walker2d-medium-expert": "walker2d-medium-expert, stand-in",
+    "door-human": "door-human, stand-in",
+    "pen-expert": "pen-expert, stand-in",
+}
+SEEDS, REPS, LATE = 3, 2000, 20_000
+
+
+@functools.cache
+def runs(records: Path) -> dict[str, dict[str, list[dict]]]:
+    """Rows of the tasks with every preset and SEEDS seeds, by task and arm, in the order of their seeds."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for suite in SUITES:
+        for row in csv_rows(records / "benchmark" / f"{suite}.csv"):
+            found.setdefault(row["task"], {}).setdefault(row["arm"], []).append(row)
+    whole = {task for task, arms in found.items() if all(len(arms.get(arm, [])) >= SEEDS for arm in ARMS)}
+    return {
+        task: {a: sorted(found[task][a], key=lambda r: int(r["seed"])) for a in ARMS} for task in TASKS if task in whole
+    }
+
+
+def column(rows: list[dict], name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows])
+
+
+def mean_se(values: np.ndarray, digits: int = 1) -> str:
+    """Mean and standard error over seeds."""
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1) / math.sqrt(len(values)):.{digits}f}"
+
+
+@functools.cache
+def estimates(records: Path) -> dict[str, dict]:
+    """Point and interval of each arm's mean and interquartile mean, of its profile, and of P(better than cloning)."""
+    scores = {arm: np.stack([column(rows[arm], "last")[:SEEDS] for rows in runs(records).values()], 1) for arm in ARMS}
+    taus = np.linspace(0, 100, 51)
+
+    def interval(of: dict, function) -> dict:
+        points, intervals = library.get_interval_estimates(
+            of, function, reps=REPS, random_state=np.random.RandomState(0)
+        )
+        return {name: (points[name], *intervals[name]) for name in of}
+
+    pairs = {f"{x},{y}": (scores[x], scores[y]) for x in ARMS for y in ARMS if x != y}
+    return {
+        "aggregate": interval(scores, lambda x: np.array([metrics.aggregate_mean(x), metrics.aggregate_iqm(x)])),
+        "profile": interval(scores, lambda x: np.array([library.run_score_deviation(x, tau) for tau in taus])),
+        "better": interval(pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)])),
+        "taus": taus,
+    }
+
+
+def headline(records: Path) -> str:
+    """A task a row: the data's own mean, and each preset's last score; the best mean in bold."""
+    rows = []
+    for task, arms in runs(records).items():
+        first = arms["edq"][0]
+        best = max(column(arms[arm], "last").mean() for arm in ARMS)
+        cells = []
+        for arm in ARMS:
+            values = column(arms[arm], "last")
+            bold = "**" if values.mean() == best and best > 0 else ""
+            cells.append(f"{bold}{mean_se(values)}{bold}")
+        budget = f"{int(first['updates']):,}"
+        rows.append([TASKS[task], budget, str(len(arms["edq"])), f"{float(first['data']):.1f}", *cells])
+    found = estimates(records)["aggregate"]
+    for i, name in enumerate(("mean", "interquartile mean")):
+        cells = [f"{found[arm][0][i]:.1f} ({found[arm][1][i]:.1f} to {found[arm][2][i]:.1f})" for arm in ARMS]
+        rows.append([f"{name} of the tasks (95 % interval)", "", "", "", *cells])
+    return markdown(["task", "updates", "seeds", "data", *ARMS.values()], rows)
+
+
+def selected(records: Path) -> str:
+    """By preset: mean over tasks of the last, the offline-selected and the best score, and what best-of-run adds."""
+    rows = []
+    for arm, label in ARMS.items():
+        of = {
+            name: np.stack([column(arms[arm], name)[:SEEDS] for arms in runs(records).values()])  # [task, seed]
+            for name in ("last", "offline", "best")
+        }
+        gain = of["best"] - of["last"]
+        most = int(gain.mean(1).argmax())
+        largest = f"{gain.mean(1)[most]:.0f} ({[*runs(records)][most]})"
+        rows.append([label, *(f"{values.mean():.1f}" for values in of.values()), f"{gain.mean():.1f}", largest])
+    head = ["preset", "last", "offline", "best of the run", "best − last, mean of the tasks", "largest of a task"]
+    return markdown(head, rows)
+
+
+def better(records: Path) -> str:
+    """Probability that a run of the row's preset beats one of the column's on a task, averaged over tasks."""
+    found, rows = estimates(records)["better"], []
+    for x, label in ARMS.items():
+        cells = ["" if x == y else "{:.2f} ({:.2f} to {:.2f})".format(*(v[0] for v in found[f"{x},{y}"])) for y in ARMS]
+        rows.append([label, *cells])
+    return markdown(["", *(f"over {label}" for label in ARMS.values())], rows)
+
+
+def curve(records: Path, task: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Updates `[E]` and scores `[seed, E]` of every evaluation."""
+    rows = [r for r in csv_rows(records / "benchmark" / "pointmaze-curves.csv") if (r["task"], r["arm"]) == (task, arm)]
+    steps = sorted({int(row["step"]) for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
+    at = {(row["seed"], int(row["step"])): float(row["score"]) for row in rows}
+    return np.array(steps), np.array([[at[seed, step] for step in steps] for seed in seeds])
+
+
+def stability(records: Path) -> str:
+    """The long runs on the medium maze: first peak, and what is left of it late in training."""
+    rows = []
+    for arm, label in ARMS.items():
+        steps, scores = curve(records, "pointmaze-medium", arm)
+        peak = int(scores.mean(0).argmax())
+        late = scores[:, steps > LATE]  # [seed, evaluation]
+        rows.append([
+            label, f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,}", f"{late.mean():.0f}",
+            ", ".join(f"{v:.0f}" for v in late.mean(1)), f"{late.mean(1).min():.0f}", f"{late.min():.0f}",
+            f"{late.std(1, ddof=1).mean():.0f}", f"{late.mean(1).std(ddof=1):.0f}",
+        ])  # fmt: skip
+    head = ["preset", "highest mean of the seeds", f"mean after {LATE:,}", "of each seed", "worst seed"]
+    head += ["worst evaluation", "std from one evaluation to another", "std over seeds"]
+    return markdown(head, rows)
+
+
+def tables(records: Path) -> dict[str, str]:
+    """Headline, selection, probability of improvement, stability."""
+    found = {
+        "benchmark": headline(records),
+        "selection": selected(records),
+        "improvement": better(records),
+        "stability": stability(records),
+    }
+    first = next(iter(runs(records).values()))["edq"][0]
+    found["benchmark-setting"] = f"M = {first['critics']}, torch {first['torch']}, {first['threads']} thread a run"
+    return found
+
+
+def figures(records: Path, out: Path) -> None:
+    """benchmark.png: intervals, profile, improvement over cloning; stability.png: curves of the wander mazes."""
+    found = estimates(records)
+    figure = Figure((11, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1))
+    for i, arm in enumerate([*ARMS][::-1]):
+        point, low, high = found["aggregate"][arm]
+        for j, marker in ((0, "D"), (1, "o")):
+            y = i + (0.15 if j else -0.15)
+            left.plot([low[j], high[j]], [y, y], color=COLOURS[arm], linewidth=3, alpha=0.5)
+            left.plot(point[j], y, marker, color=COLOURS[arm], markersize=5)
+        point, low, high = found["profile"][arm]
+        middle.step(found["taus"], point, where="post", color=COLOURS[arm], label=ARMS[arm])
+        middle.fill_between(found["taus"], low, high, step="post", color=COLOURS[arm], alpha=0.12, linewidth=0)
+    left.set_yticks(range(len(ARMS)), [*ARMS.values()][::-1])
+    left.set_xlabel("score; upper mark: interquartile mean, lower: mean")
+    left.set_title(f"{len(runs(records))} tasks, last evaluation", fontsize=10)
+    middle.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(0, 1))
+    middle.set_title("performance profile", fontsize=10)
+    middle.legend(fontsize=8, frameon=False)
+    others = [arm for arm in ARMS if arm != "edq"][::-1]
+    for i, arm in enumerate(others):
+        point, low, high = (v[0] for v in found["better"][f"edq,{arm}"])
+        right.plot([low, high], [i, i], color=COLOURS[arm], linewidth=3, alpha=0.5)
+        right.plot(point, i, "o", color=COLOURS[arm], markersize=5)
+    right.axvline(0.5, color="grey", linewidth=0.8)
+    right.set(xlim=(0, 1), yticks=range(len(others)), xlabel="P(EDQ's run is the better one)")
+    right.set_yticklabels([ARMS[arm] for arm in others])
+    right.set_title("EDQ against", fontsize=10)
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "benchmark.png", dpi=110)
+
+    mazes = [task for task in TASKS if task.startswith("pointmaze") and task in runs(records)]
+    figure = Figure((11, 3.3), layout="constrained")
+    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(mazes), sharey=True)), mazes):
+        for arm in [*ARMS][::-1]:
+            steps, scores = curve(records, task, arm)
+            axes.plot(steps / 1000, scores.mean(0), color=COLOURS[arm], linewidth=2, label=ARMS[arm])
+            axes.fill_between(steps / 1000, scores.min(0), scores.max(0), color=COLOURS[arm], alpha=0.13, linewidth=0)
+        axes.axhline(float(runs(records)[task]["edq"][0]["data"]), color="grey", linewidth=1, linestyle=":")
+        axes.set_title(task, fontsize=10)
+        axes.set(xlabel="thousand updates", ylim=(-2, 102))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("success in %, mean and range of seeds")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(out / "stability.png", dpi=110)
