@@ -246,15 +246,22 @@ def record(run: Run, suite: str, records: Path) -> None:
         write_record(path, [rows[k] for k in sorted(rows)], time.time() - seconds, suite=suite)
 
 
-def show(runs: list[Run], failed: dict[Path, int], seeds: int) -> Table:
-    """A line a task and arm, a column a seed."""
-    table = Table("task", "arm", *(f"seed {i}" for i in range(seeds)))
-    lines: dict[tuple, dict] = {}
-    for run in runs:
-        cell = f"failed: {failed[run.folder]}" if run.folder in failed else ""
-        lines.setdefault((run.task, run.arm), {})[run.seed] = cell or state_of(run) if run.folder.exists() else cell
+def show(runs: list[Run], left: list[Run], failed: dict[Path, int], seeds: int) -> Table:
+    """The runs at work, a line a task and arm and a column a seed, and how many there are beside them."""
+    lines: dict[tuple, dict[int, str]] = {}
+    done = len(runs) - len(left)
+    for run in left:
+        state = state_of(run) if run.folder.exists() else ""
+        if run.folder in failed:
+            state = f"failed: {failed[run.folder]}"
+        done += state.startswith("done")
+        lines.setdefault((run.task, run.arm), {})[run.seed] = state
+    waiting = sum(not state for cells in lines.values() for state in cells.values())
+    title = f"{done} of {len(runs)} done, {waiting} waiting"
+    table = Table("task", "arm", *(f"seed {i}" for i in range(seeds)), title=title)
     for (task, arm), cells in lines.items():
-        table.add_row(task, arm, *(cells.get(i, "") for i in range(seeds)))
+        if any(state and not state.startswith("done") for state in cells.values()):
+            table.add_row(task, arm, *(cells.get(i, "") for i in range(seeds)))
     return table
 
 
@@ -262,7 +269,7 @@ def main(args: Args) -> int:
     path = Path(args.suite) if args.suite.endswith(".toml") else ROOT / "results" / "suites" / f"{args.suite}.toml"
     try:
         runs = read_suite(path, args.runs.resolve(), args.seeds)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         names = ", ".join(sorted(p.stem for p in (ROOT / "results" / "suites").glob("*.toml")))
         print(f"error: {args.suite} is no suite ({type(error).__name__}: {error}); there are {names}", file=sys.stderr)
         return 2
@@ -296,10 +303,8 @@ def main(args: Args) -> int:
                 record(run, path.stem, args.records)
             else:
                 failed[run.folder] = code
-            if not console.is_terminal:
-                console.print(
-                    f"{run.task}, {run.arm}, seed {run.seed}: {f'exit code {code}' if code else state_of(run)}"
-                )
+            what = f"exit code {code}" if code else state_of(run)
+            console.print(f"{run.task}, {run.arm}, seed {run.seed}: {what}")
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has told its background jobs to ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
@@ -307,7 +312,7 @@ def main(args: Args) -> int:
     engine = partial(local if args.engine == "local" else on_ray, left, args, ended)
     try:
         if console.is_terminal:
-            with Live(get_renderable=lambda: show(runs, failed, seeds), refresh_per_second=0.5, console=console):
+            with Live(get_renderable=lambda: show(runs, left, failed, seeds), refresh_per_second=0.5, console=console):
                 engine()
         else:
             engine()

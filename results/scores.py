@@ -149,6 +149,19 @@ def stability(records: Path) -> str:
     return markdown(head, rows)
 
 
+def budget(records: Path) -> str:
+    """What was run of each suite, and for how long."""
+    rows = []
+    for suite in (*SUITES, "ablation-maze", "ablation-hopper", "ablation-door"):
+        trained = [row for row in csv_rows(records / "benchmark" / f"{suite}.csv") if int(row["seconds"])]
+        if trained:
+            minutes = sum(int(row["seconds"]) for row in trained) / 60
+            updates = sorted({int(row["updates"]) for row in trained})
+            shown = ", ".join(f"{n:,}" for n in updates)
+            rows.append([suite, str(len(trained)), shown, f"{minutes:.0f}", f"{60 * minutes / len(trained):.0f} s"])
+    return markdown(["suite", "runs recorded", "updates a run", "core-minutes", "a run, mean"], rows)
+
+
 def tables(records: Path) -> dict[str, str]:
     """Headline, selection, probability of improvement, stability."""
     found = {
@@ -156,6 +169,7 @@ def tables(records: Path) -> dict[str, str]:
         "selection": selected(records),
         "improvement": better(records),
         "stability": stability(records),
+        "budget": budget(records),
     }
     first = next(iter(runs(records).values()))["edq"][0]
     found["benchmark-setting"] = f"M = {first['critics']}, torch {first['torch']}, {first['threads']} thread a run"

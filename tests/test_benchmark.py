@@ -22,7 +22,8 @@ TINY = "--num-critics 2 --hidden-dim 8 --batch-size 8 --eval-episodes 1 --num-ca
 def write_suite(folder: Path, updates: int, arms: str = 'edq = ""\nother = "--eta 0.5"\n') -> Path:
     path = folder / "tiny.toml"
     path.write_text(
-        f'flags = "{TINY} --gradient-steps {updates} --eval-every {updates // 4}"\n[[runs]]\nscript = "edq_antmaze.py"\n'
+        f'flags = "{TINY} --gradient-steps {updates} --eval-every {updates // 4}"\n'
+        f'[[runs]]\nscript = "edq_antmaze.py"\n'
         f'tasks.pointmaze-umaze-embedded = ""\nacting."K = 2" = "--num-candidates 2"\n[runs.arms]\n{arms}'
     )
     return path
