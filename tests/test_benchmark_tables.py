@@ -3,10 +3,12 @@
 import math
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "results"))
@@ -15,6 +17,7 @@ import ensemble
 import rivals
 import scores
 from record import csv_rows
+from rliable import metrics
 
 RECORDS = ROOT / "results" / "records"
 
@@ -70,6 +73,11 @@ def test_aggregates_hold_the_mean_and_improvement_is_certain_where_every_run_is_
     assert found["profile"]["edq"][0][tau] == pytest.approx(np.mean(values > 60))
 
 
+def test_improvement_is_what_rliable_calls_it():
+    x, y = np.random.default_rng(0).integers(0, 5, (2, 3, 4)).astype(float)  # with ties
+    assert scores.improvement(x, y)[0] == pytest.approx(metrics.probability_of_improvement(x, y))
+
+
 def test_a_difference_has_a_t_interval_over_seeds():
     base = [{"seed": str(s), "last": 50} for s in range(3)]
     arm = [{"seed": str(s), "last": 60 + 3 * (s - 1)} for s in range(3)]
@@ -93,3 +101,31 @@ def test_every_published_score_has_a_source_and_versions_are_kept_apart():
     for line in table.splitlines()[2:]:
         versions = set(re.findall(r"\bv[012]\b", line.split("|")[1]))
         assert len(versions) == 1
+
+
+def test_groups_of_members_rank_candidates_as_a_plain_loop_does(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    flags = "--num-critics 4 --hidden-dim 8 --batch-size 8 --gradient-steps 30 --eval-every 30 --eval-episodes 1"
+    command = [sys.executable, ROOT / "edq_antmaze.py", *flags.split(), "--num-candidates", "5", "--run-dir", run]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr(ensemble, "STATES", 20)
+    (row,) = ensemble.compare(run)  # of 4 members only groups of 2 leave two groups
+    assert (row["members"], row["groups"]) == (2, 2)
+
+    edq, _, agent, data, _ = ensemble.load(run)
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(data.obs), (20,), generator=g)
+    wide = data.obs[rows].repeat_interleave(5, 0)
+    action = edq.sample_actions(agent.score, agent.sde, wide, generator=g)
+    torch.rand(20, 2, generator=g)  # the random actions
+    order = torch.randperm(4, generator=g).tolist()
+    q = agent.target_q(wide, action).detach().numpy().reshape(4, 20, 5)
+    same, lost = [], []
+    for group in (order[:2], order[2:]):
+        for state in range(20):
+            whole = [np.mean(q[:, state, k]) - 4 * np.std(q[:, state, k], ddof=1) for k in range(5)]
+            part = [np.mean(q[group, state, k]) - 4 * np.std(q[group, state, k], ddof=1) for k in range(5)]
+            same.append(int(np.argmax(whole)) == int(np.argmax(part)))
+            lost.append((max(whole) - whole[int(np.argmax(part))]) / np.std(whole, ddof=1))
+    assert row["same_choice"] == pytest.approx(np.mean(same)) and 0 < np.mean(same) < 1
+    assert row["loss_in_std"] == pytest.approx(np.mean(lost), rel=1e-3)
