@@ -135,12 +135,12 @@ def better(records: Path) -> str:
     return markdown(["", *(f"over {label}" for label in ARMS.values())], rows)
 
 
-def curve(records: Path, task: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Updates `[E]` and scores `[seed, E]` of every evaluation."""
+def curve(records: Path, task: str, arm: str, name: str = "score") -> tuple[np.ndarray, np.ndarray]:
+    """Updates `[E]` and scores (or another column) `[seed, E]` of every evaluation."""
     rows = [r for r in csv_rows(records / "benchmark" / "pointmaze-curves.csv") if (r["task"], r["arm"]) == (task, arm)]
     steps = sorted({int(row["step"]) for row in rows})
     seeds = sorted({row["seed"] for row in rows})
-    at = {(row["seed"], int(row["step"])): float(row["score"]) for row in rows}
+    at = {(row["seed"], int(row["step"])): float(row[name]) for row in rows}
     return np.array(steps), np.array([[at[seed, step] for step in steps] for seed in seeds])
 
 
@@ -221,17 +221,22 @@ def figures(records: Path, out: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "benchmark.png", dpi=110)
 
-    mazes = [task for task in TASKS if task.startswith("pointmaze") and task in runs(records)]
-    figure = Figure((11, 3.3), layout="constrained")
-    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(mazes), sharey=True)), mazes):
+    mazes = [task for task in runs(records) if task.startswith("pointmaze")]
+    figure = Figure((13, 3.3), layout="constrained")
+    *panels, last = figure.subplots(1, len(mazes) + 1)
+    for axes, task in [*zip(panels, mazes), (last, "pointmaze-medium")]:
         for arm in [*ARMS][::-1]:
-            steps, scores = curve(records, task, arm)
-            axes.plot(steps / 1000, scores.mean(0), color=COLOURS[arm], linewidth=2, label=ARMS[arm])
-            axes.fill_between(steps / 1000, scores.min(0), scores.max(0), color=COLOURS[arm], alpha=0.13, linewidth=0)
-        axes.axhline(float(runs(records)[task]["edq"][0]["data"]), color="grey", linewidth=1, linestyle=":")
-        axes.set_title(task, fontsize=10)
-        axes.set(xlabel="thousand updates", ylim=(-2, 102))
+            if axes is last and arm == "diffusion-bc":  # it has no Q
+                continue
+            steps, values = curve(records, task, arm, "q_mean" if axes is last else "score")
+            axes.plot(steps / 1000, values.mean(0), color=COLOURS[arm], linewidth=2, label=ARMS[arm])
+            axes.fill_between(steps / 1000, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.13, linewidth=0)
+        axes.set_title("mean Q there, at the policy's action" if axes is last else task, fontsize=10)
+        axes.set_xlabel("thousand updates")
         axes.spines[["top", "right"]].set_visible(False)
+    for axes, task in zip(panels, mazes):
+        axes.axhline(float(runs(records)[task]["edq"][0]["data"]), color="grey", linewidth=1, linestyle=":")
+        axes.set_ylim(-2, 102)
     figure.axes[0].set_ylabel("success in %, mean and range of seeds")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=8, frameon=False)
