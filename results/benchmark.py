@@ -3,16 +3,17 @@
     python results/benchmark.py --suite antmaze --seeds 5              # the paper's AntMaze, on what this machine has
     python results/benchmark.py --suite antmaze --list                 # what is done, and the commands; runs nothing
     python results/benchmark.py --suite my_suite.toml --at-once 2      # a suite of your own, two runs at a time
-    ray start --head && python results/benchmark.py --suite antmaze --engine ray --address auto --per-gpu 4
+    ray start --head && python results/benchmark.py --suite antmaze --engine ray --address auto --per-gpu 4 --threads 4
 
 A suite is a TOML file, see results/suites: flags for all runs, and for each script its tasks and arms (name = flags).
 An arm is what is compared: a preset, or a preset with other flags. A run goes to RUNS/SUITE/TASK__ARM__SEED, its output
 to the .log beside it. Start the same command again after any stop: a run with a checkpoint is resumed from it, one that
-is finished, or whose row is in the records already, is skipped (an empty --records folder runs all anew).
+is finished, or whose rows are in the records already, is skipped (empty --runs and --records folders run all anew).
 
 As each run ends, RECORDS/SUITE.csv (a row a run) and RECORDS/SUITE-curves.csv (a row an evaluation) are written
-again. With Ray the folder of runs has to be on a file system that all nodes see, with the same Python environment on
-each; a run whose worker dies is given to another one, where it goes on from its checkpoint.
+again. With Ray this repository and the folder of runs have to be at the same path on all nodes, on a file system that
+all see, with the same Python environment and datasets; a run that is killed, with its worker or alone, is given to
+another worker, where it goes on from its checkpoint. A Ctrl-C there loses what came after the last checkpoints.
 """
 
 import ctypes
@@ -58,15 +59,15 @@ class Args:
     engine: Literal["local", "ray"] = "local"
     """local: processes on this machine; ray: tasks on a Ray cluster"""
     address: str | None = None
-    """of the Ray cluster, or auto; by default one is started for the time of this command"""
+    """of the Ray cluster, or auto for one on this machine; by default one is started for the time of this command"""
     per_gpu: int = 1
     """runs at once on each GPU, 0: use none; with ray each asks for 1 / per_gpu of one"""
     threads: int = 1
-    """CPU threads of a run; several runs of many threads hinder each other"""
+    """CPU threads of a run; several runs of many threads hinder each other, but a GPU's run steps simulators on them"""
     at_once: int | None = None
     """local, without a GPU: runs at once; default: cores / threads"""
     retries: int = 3
-    """ray: how often a run is given to another worker when its own died"""
+    """how often a run that was killed from outside is started again"""
     runs: Path = ROOT / "runs"
     """where the run folders go"""
     records: Path = RECORDS / "benchmark"
@@ -119,6 +120,12 @@ def state_of(run: Run) -> str:
     return f"done{score}" if is_done(run) else f"{int(metrics[-1]['step']):,}{score}" if metrics else "started"
 
 
+def rows_named(run: Run) -> set[tuple[str, str]]:
+    """Arm and flags of the rows that a run has in the records when it is done."""
+    flags = " ".join(run.flags)
+    return {(run.arm, flags), *((f"{run.arm}, {name}", f"{flags} {how}") for name, how in run.acting.items())}
+
+
 # === A run, whoever calls it ==========================================================================================
 def execute(run: Run, threads: int, on: dict[str, str], cores: set[int], started: Callable = id) -> int:
     """Start a run, or resume it, and wait; then score it in its other ways of acting. Returns its exit code."""
@@ -145,8 +152,10 @@ def execute(run: Run, threads: int, on: dict[str, str], cores: set[int], started
                 return code
     scores = {}
     for name, flags in run.acting.items():
-        script = start("--evaluate", str(run.folder), *shlex.split(flags), stdout=subprocess.PIPE, text=True)
-        output = script.communicate()[0]
+        with open(f"{run.folder}.log", "a") as log:
+            evaluate = ["--evaluate", str(run.folder), *shlex.split(flags)]
+            script = start(*evaluate, stdout=subprocess.PIPE, stderr=log, text=True)
+            output = script.communicate()[0]
         if script.returncode:
             return script.returncode
         scores[name] = {k: float(re.search(rf" {k} ([^ ,]+)", output)[1]) for k in ("score", "standard_error")}
@@ -155,30 +164,42 @@ def execute(run: Run, threads: int, on: dict[str, str], cores: set[int], started
     return 0
 
 
+def was_killed(code: int) -> bool:
+    """From outside: by a signal, or by one that the script heeded, saving and stopping."""
+    return code < 0 or code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
 # === Engines: both take the runs that are left, and call `ended(run, exit code)` for each =============================
 def local(runs: list[Run], args: Args, ended: Callable[[Run, int], None]) -> None:
     """A pool of processes: so many a GPU or, without one, a set of cores each."""
     import torch
 
-    slots, gpus, cores = queue.SimpleQueue(), torch.cuda.device_count() if args.per_gpu else 0, os.cpu_count() or 1
-    at_once = gpus * args.per_gpu or args.at_once or max(1, cores // args.threads)
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    visible, gpus = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count() if args.per_gpu else 0
+    names = visible.split(",") if visible else [str(i) for i in range(gpus)]
+    at_once = gpus * args.per_gpu or args.at_once or max(1, len(allowed) // args.threads)
+    slots = queue.SimpleQueue()
     for i in range(at_once):
-        own = range(i * args.threads, (i + 1) * args.threads) if at_once * args.threads <= cores and not gpus else ()
-        slots.put(({"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus else {}, set(own)))
+        own = allowed[i * args.threads : (i + 1) * args.threads] if at_once * args.threads == len(allowed) else ()
+        slots.put(({"CUDA_VISIBLE_DEVICES": names[i % gpus] if gpus else ""}, set(own)))
     stopped, processes = threading.Event(), []
+
+    def begun(process: subprocess.Popen) -> None:
+        processes.append(process)
+        if stopped.is_set():
+            process.terminate()
 
     def one(run: Run) -> None:
         slot, code, tries = slots.get(), -1, 0
-        while code < 0 and tries <= args.retries and not stopped.is_set():  # a negative one: killed from outside
-            code, tries = execute(run, args.threads, *slot, processes.append), tries + 1
+        while was_killed(code) and tries <= args.retries and not stopped.is_set():
+            code, tries = execute(run, args.threads, *slot, begun), tries + 1
         slots.put(slot)
         if not stopped.is_set():
             ended(run, code)
 
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(one, run) for run in runs]
         try:
-            for future in futures:
+            for future in [pool.submit(one, run) for run in runs]:
                 future.result()
         except BaseException:
             stopped.set()
@@ -192,23 +213,26 @@ def on_ray(runs: list[Run], args: Args, ended: Callable[[Run, int], None]) -> No
     import ray
 
     def one(run: Run) -> int:
-        if (code := execute(run, args.threads, {}, set())) < 0:
-            raise RuntimeError(f"killed by signal {-code}")
+        if was_killed(code := execute(run, args.threads, {} if args.per_gpu else {"CUDA_VISIBLE_DEVICES": ""}, set())):
+            raise RuntimeError(f"killed, exit code {code}")
         return code
 
-    ray.init(address=args.address, log_to_driver=False)
+    data = {"MINARI_DATASETS_PATH": os.environ["MINARI_DATASETS_PATH"]} if "MINARI_DATASETS_PATH" in os.environ else {}
+    ray.init(address=args.address or "local", log_to_driver=False, runtime_env={"env_vars": data})
     gpus = 1 / args.per_gpu if args.per_gpu and ray.cluster_resources().get("GPU") else 0
     kind = dict(num_cpus=args.threads, num_gpus=gpus, max_retries=args.retries, retry_exceptions=True)
     waiting = {ray.remote(one).options(**kind).remote(run): run for run in runs}
-    while waiting:
-        (first, *_), _ = ray.wait([*waiting])
-        try:
-            code = ray.get(first)
-        except ray.exceptions.RayError as error:
-            print(f"{waiting[first].folder.name}: {error}", file=sys.stderr)
-            code = -1
-        ended(waiting.pop(first), code)
-    ray.shutdown()
+    try:
+        while waiting:
+            (first, *_), _ = ray.wait([*waiting])
+            try:
+                code = ray.get(first)
+            except ray.exceptions.RayError as error:
+                print(f"{waiting[first].folder.name}: {error}", file=sys.stderr)
+                code = -1
+            ended(waiting.pop(first), code)
+    finally:
+        ray.shutdown()
 
 
 # === Records and the live table =======================================================================================
@@ -233,7 +257,7 @@ def rows_of(run: Run) -> tuple[list[dict], list[dict]]:
     return rows, curve
 
 
-def record(run: Run, suite: str, records: Path) -> None:
+def record(run: Run, suite: str, records: Path, threads: int) -> None:
     """Put a run's rows into the records, in place of those it may have there."""
 
     def key(row: dict) -> tuple:
@@ -242,8 +266,10 @@ def record(run: Run, suite: str, records: Path) -> None:
     seconds = 0
     for path, new in zip((records / f"{suite}.csv", records / f"{suite}-curves.csv"), rows_of(run)):
         rows = {key(row): row for row in csv_rows(path) + new}
+        names = dict.fromkeys(name for row in rows.values() for name in row)  # an older row may lack a column
         seconds = sum(int(row["seconds"]) for row in rows.values() if "seconds" in row) or seconds  # of training
-        write_record(path, [rows[k] for k in sorted(rows)], time.time() - seconds, suite=suite)
+        rows = [dict.fromkeys(names, "") | rows[k] for k in sorted(rows)]
+        write_record(path, rows, time.time() - seconds, suite=suite, threads=threads)
 
 
 def show(runs: list[Run], left: list[Run], failed: dict[Path, int], seeds: int) -> Table:
@@ -274,12 +300,13 @@ def main(args: Args) -> int:
         print(f"error: {args.suite} is no suite ({type(error).__name__}: {error}); there are {names}", file=sys.stderr)
         return 2
     recorded = args.records / f"{path.stem}.csv"
-    known = {row["flags"] for row in csv_rows(recorded)}
-    left = [run for run in runs if " ".join(run.flags) not in known]
+    known = {(row["arm"], row["flags"]) for row in csv_rows(recorded)}
+    left = [run for run in runs if not rows_named(run) <= known]
     if args.list:
         for run in runs:
             state = "recorded" if run not in left else state_of(run) if run.folder.exists() else "waiting"
-            print(f"{state:12} python {run.script} {shlex.join(run.flags)} --run-dir {run.folder}")
+            command = shlex.join(["python", run.script, *run.flags, "--run-dir", str(run.folder)])
+            print(f"{state:12} OMP_NUM_THREADS={args.threads} {command}")
         return 0
     for run in left:
         if (run.folder / "run.json").exists():
@@ -300,7 +327,7 @@ def main(args: Args) -> int:
     def ended(run: Run, code: int) -> None:
         with turn:
             if code == 0:
-                record(run, path.stem, args.records)
+                record(run, path.stem, args.records, args.threads)
             else:
                 failed[run.folder] = code
             what = f"exit code {code}" if code else state_of(run)
@@ -308,6 +335,8 @@ def main(args: Args) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has told its background jobs to ignore Ctrl-C
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is gone, and no nohup was asked for
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     seeds = 1 + max(run.seed for run in runs)
     engine = partial(local if args.engine == "local" else on_ray, left, args, ended)
     try:

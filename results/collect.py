@@ -25,7 +25,9 @@ def collect(folder: Path) -> dict:
         "standard_error": round(summary["last"]["standard_error"], 1), "best": round(summary["best"]["score"], 1),
         "offline": round((summary["offline"] or summary["last"])["score"], 1), "data": round(data["mean_score"], 1),
         "seconds": round(seconds), "threads": run["threads"], "torch": run["versions"]["torch"],
-        "flags": " ".join(run["flags"]),
+        "flags": " ".join(run["flags"]), "settled": "note" not in (summary["offline"] or {}),
+        "gpu": run["gpu"] or "", "capability": run["system"][2], "precision": args["precision"],
+        "compile": args["compile"], "git_commit": run["git_commit"],
     }  # fmt: skip
 
 

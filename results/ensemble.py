@@ -4,7 +4,7 @@
 
 The target critics of finished runs are cut into disjoint groups of M' members. At data states with K candidates of the
 run's own policy each group ranks the candidates by its own lower confidence bound (the run's beta), and is compared
-with all members together. Members are trained apart, so a group is an ensemble of M' under the same policy's data.
+with the members that are not in it. Members learn apart, but from the actions of one policy that climbed all of them.
 Beside it stands what can be computed: with Gaussian members the minimum of M is, in the mean, an LCB whose beta is the
 expected maximum of M standard normals, and an LCB's own std over ensembles follows from M.
 """
@@ -35,26 +35,30 @@ def compare(run: Path) -> list[dict]:
     q = agent.target_q(wide, action).unflatten(1, (STATES, K))  # [M, STATES, K]
     q_data = agent.target_q(obs, data.action[rows])  # [M, STATES]
     q_random = agent.target_q(obs, torch.rand(data.action[rows].shape, generator=g) * 2 - 1)
-    whole = edq.lower_confidence_bound(q, args.lcb_coef)  # [STATES, K]
-    best, found = whole.argmax(1), []
+    found = []
     about = {
-        "run": run.name, "task": args.env_id, "dataset": args.dataset_id, "seed": args.seed, "beta": args.lcb_coef,
+        "run": run.name, "task": args.env_id, "dataset": args.dataset_id, "seed": args.seed,
+        "beta": args.lcb_coef, "candidates": K,
         "std_data": float(q_data.std(0).mean()), "std_policy": float(q.std(0).mean()),
         "std_random": float(q_random.std(0).mean()), "mean_q_over_candidates": float(q.mean(0).std(1).mean()),
     }  # fmt: skip
     for size in (m for m in SIZES if 2 * m <= M):
-        groups = torch.randperm(M, generator=g).split(size)[: M // size]
+        order = torch.randperm(M, generator=g)
+        groups, same, lost = order.split(size)[: M // size], [], []
         values = torch.stack([edq.lower_confidence_bound(q[members], args.lcb_coef) for members in groups])
-        choice = values.argmax(2)  # [groups, STATES]
-        lost = whole.max(1).values - whole.gather(1, choice.T).T
+        for members, value in zip(groups, values):
+            others = edq.lower_confidence_bound(q[order[~torch.isin(order, members)]], args.lcb_coef)  # [STATES, K]
+            choice = value.argmax(1, keepdim=True)
+            same.append((choice[:, 0] == others.argmax(1)).float().mean())
+            lost.append(((others.max(1).values - others.gather(1, choice)[:, 0]) / others.std(1)).mean())
         seen = [
             stats.mannwhitneyu(q_random[members].std(0).numpy(), q_data[members].std(0).numpy()).statistic / STATES**2
             for members in groups
         ]
         found.append({
-            **about, "members": size, "groups": len(groups), "same_choice": float((choice == best).float().mean()),
-            "loss_in_std": float((lost / whole.std(1)).mean()),
-            "lcb_noise": float(values.std(0).mean() / q.std(0).mean()), "random_seen": float(np.mean(seen)),
+            **about, "members": size, "groups": len(groups), "same_choice": float(torch.stack(same).mean()),
+            "loss_in_std": float(torch.stack(lost).mean()),
+            "lcb_noise": float((values.var(0).mean() / q.var(0).mean()).sqrt()), "random_seen": float(np.mean(seen)),
         })  # fmt: skip
     return found
 
@@ -91,13 +95,13 @@ def tables(records: Path) -> dict[str, str]:
             f"{size:.0f}", f"{100 * mean['same_choice']:.0f} %", f"{mean['loss_in_std']:.2f}",
             f"{mean['lcb_noise']:.2f}", f"{mean['random_seen']:.2f}",
         ])  # fmt: skip
-    head = ["members of a group", "same best of K as all members", "LCB given up, in std over candidates"]
+    head = ["members of a group", "same best of K as the other members", "their LCB given up, in std over candidates"]
     found["groups"] = markdown([*head, "noise of the LCB, in member std", "random action seen (AUC)"], lines)
     names = ("std_data", "std_policy", "std_random", "mean_q_over_candidates")
     spread = [np.mean([row[k] for row in rows if row["members"] == SIZES[0]]) for k in names]
     found["spreads"] = (
         f"members differ by {spread[0]:.2f} on the data's actions, {spread[1]:.2f} on the policy's and {spread[2]:.2f} "
-        f"on random ones, and the mean Q of a state's {50} candidates by {spread[3]:.2f}"
+        f"on random ones, and the mean Q of a state's {rows[0]['candidates']:.0f} candidates by {spread[3]:.2f}"
     )
     return found
 
@@ -110,5 +114,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     started = time.time()
-    rows = [row for folder in sys.argv[1:] for row in compare(Path(folder))]
+    rows = [row for run in map(Path, sys.argv[1:]) if run.is_dir() for row in compare(run)]
     write_record(RECORDS / "ensemble.csv", rows, started)

@@ -33,9 +33,9 @@ def machine() -> dict:
 
 
 def write_record(path: Path, rows: list[dict], started: float, **about: object) -> None:
-    """Write rows with equal keys; floats keep five significant digits. `about`: arguments, seeds, dataset."""
+    """Write rows with equal keys; floats keep five significant digits. `about`: arguments, seeds, dataset, and the like."""
     command = " ".join(["python", os.path.relpath(sys.argv[0], RECORDS.parents[1]), *sys.argv[1:]])
-    about = {"command": command, **about, **machine(), "seconds": round(time.time() - started)}
+    about = {"command": command, **machine(), **about, "seconds": round(time.time() - started)}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     with open(new, "w", newline="") as file:

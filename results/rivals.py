@@ -24,7 +24,8 @@ def tables(records: Path) -> dict[str, str]:
         if (row["group"], row["version"]) in GROUPS and "rerun" not in row["method"]:
             cells = lines.setdefault((row["group"], row["version"], row["method"]), {"sources": []})
             how = "last" if row["protocol"] in LAST else row["protocol"]
-            cells.setdefault(how, f"{float(row['score']):.1f}" + ("*" if row["protocol"] == LAST[1] else ""))
+            score = f"{float(row['score']):.1f}" + ("*" if row["protocol"] == LAST[1] else "")
+            cells[how] = f"{cells[how]}, {score}" if how in cells else score
             source = row["source"].split(";")[0].split(", ")[0].split(" column")[0]
             cells["sources"] += [source] if source not in cells["sources"] else []
     rows = []

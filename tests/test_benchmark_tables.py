@@ -33,15 +33,19 @@ def made(tmp_path):
     """Records of two whole tasks and one that lacks a preset, with scores that can be computed in the head."""
     shutil.copytree(RECORDS, tmp_path, dirs_exist_ok=True)
     level = {"edq": 60, "edq-entropy": 70, "diffusion-ql": 40, "diffusion-bc": 10}
+    about = {"updates": 6000, "data": 27, "critics": 4, "torch": "2", "threads": 1, "hash": "h", "episodes": 20}
     rows = [
         {"task": task, "arm": arm, "seed": seed, "last": score + 3 * (seed - 1) + extra, "best": score + 20 + extra,
-         "offline": score + 5 + extra, "updates": 6000, "data": 27, "critics": 4, "torch": "2", "threads": 1}
+         "offline": score + 5 + extra, "settled": seed > 0, "seconds": 60, **about}
         for task, extra in (("pointmaze-umaze", 0), ("pointmaze-medium", 10), ("pointmaze-large", 0))
         for arm, score in level.items()
         for seed in (2, 0, 1)
         if (task, arm) != ("pointmaze-large", "diffusion-ql")
     ]  # fmt: skip
     write(tmp_path / "benchmark" / "pointmaze.csv", rows)
+    points = [(row["task"], row["arm"], step) for row in rows for step in (1, 2, 3)]
+    steps = [{"task": t, "arm": a, "seed": 0, "step": s, "score": 0} for t, a, s in points]
+    write(tmp_path / "benchmark" / "pointmaze-curves.csv", steps)
     for suite in ("stand-ins", "small-antmaze"):
         (tmp_path / "benchmark" / f"{suite}.csv").unlink(missing_ok=True)
     return tmp_path
@@ -54,12 +58,20 @@ def test_only_whole_tasks_are_in_the_table(made):
 
 def test_headline_is_mean_and_standard_error(made):
     row = next(line for line in scores.headline(made).splitlines() if "umaze" in line)
-    assert "| 6,000 | 3 | 27.0 | 60.0 ± 1.7 | **70.0 ± 1.7** | 40.0 ± 1.7 | 10.0 ± 1.7 |" in row  # 3 / sqrt(3)
+    assert "| 6,000 | 27.0 | 60.0 ± 1.7 | 70.0 ± 1.7 | 40.0 ± 1.7 | 10.0 ± 1.7 |" in row  # 3 / sqrt(3)
 
 
 def test_best_of_run_is_worth_what_it_is_above_the_last(made):
     row = next(line for line in scores.selected(made).splitlines() if line.startswith("| EDQ |"))
-    assert [float(v) for v in row.split("|")[2:6]] == [65.0, 70.0, 85.0, 20.0]
+    assert [float(v) for v in row.split("|")[2:6]] == [65.0, 70.0, 85.0, 20.0] and row.endswith("| 4 of 6 |")
+
+
+def test_runs_on_different_data_are_not_averaged(made):
+    path = made / "benchmark" / "pointmaze.csv"
+    path.write_text(path.read_text().replace(",h,", ",other,", 1))
+    scores.runs.cache_clear()
+    with pytest.raises(ValueError, match="differ in data"):
+        scores.runs(made)
 
 
 def test_aggregates_hold_the_mean_and_improvement_is_certain_where_every_run_is_better(made):
@@ -121,9 +133,9 @@ def test_groups_of_members_rank_candidates_as_a_plain_loop_does(tmp_path, monkey
     order = torch.randperm(4, generator=g).tolist()
     q = agent.target_q(wide, action).detach().numpy().reshape(4, 20, 5)
     same, lost = [], []
-    for group in (order[:2], order[2:]):
+    for group, others in ((order[:2], order[2:]), (order[2:], order[:2])):
         for state in range(20):
-            whole = [np.mean(q[:, state, k]) - 4 * np.std(q[:, state, k], ddof=1) for k in range(5)]
+            whole = [np.mean(q[others, state, k]) - 4 * np.std(q[others, state, k], ddof=1) for k in range(5)]
             part = [np.mean(q[group, state, k]) - 4 * np.std(q[group, state, k], ddof=1) for k in range(5)]
             same.append(int(np.argmax(whole)) == int(np.argmax(part)))
             lost.append((max(whole) - whole[int(np.argmax(part))]) / np.std(whole, ddof=1))
