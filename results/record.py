@@ -33,7 +33,7 @@ def machine() -> dict:
 
 
 def write_record(path: Path, rows: list[dict], started: float, **about: object) -> None:
-    """Write rows with equal keys; floats keep five significant digits. `about`: arguments, seeds, dataset, and the like."""
+    """Write rows with equal keys; floats keep five significant digits. `about`: arguments, seeds, dataset, threads."""
     command = " ".join(["python", os.path.relpath(sys.argv[0], RECORDS.parents[1]), *sys.argv[1:]])
     about = {"command": command, **machine(), **about, "seconds": round(time.time() - started)}
     path.parent.mkdir(parents=True, exist_ok=True)
