@@ -48,9 +48,27 @@ def difference(rows: list[dict], base: list[dict]) -> str:
     return f"{values.mean():+.0f} ± {half:.0f}"
 
 
+SAID = {  # sentences of the page: arms of the maze, as they are called there
+    "maze-pessimism": {
+        "one Q, no entropy term": "one Q", "minimum": "the minimum of four", "beta = 1": "beta = 1",
+        "beta = 2": "beta = 2", "edq": "beta = 4",
+    },
+    "maze-parts": {
+        "one Q, no entropy term": "neither", "no entropy term": "ensemble alone",
+        "one Q, chain 0.1": "entropy alone (chain)", "edq": "both (released)", "chain 0.1": "both (chain)",
+    },
+    "maze-members": {"M = 2": "M = 2", "edq": "M = 4", "M = 16": "M = 16", "M = 64": "M = 64"},
+    "maze-acting": {"edq, K = 1": "one candidate", "edq": "softmax over 50", "edq, argmax": "the best of 50"},
+    "maze-alpha": {"no entropy term": "none", "chain 0.1": "0.1", "chain, automatic": "automatic"},
+}  # fmt: skip
+
+
 def tables(records: Path) -> dict[str, str]:
-    """One table a suite."""
-    found = {}
+    """One table a suite, and the sentences."""
+    maze, found = arms(records, "ablation-maze"), {}
+    for name, called in SAID.items():
+        parts = [f"{label} {mean_se(column(maze[arm], 'last'), 0)}" for arm, label in called.items() if arm in maze]
+        found[name] = ", ".join(parts)
     for suite in SUITES:
         all_arms, rows = arms(records, suite), []
         for arm, of in all_arms.items():
