@@ -103,10 +103,6 @@ def tables(records: Path) -> dict[str, str]:
         f"members differ by {spread[0]:.2f} on the data's actions, {spread[1]:.2f} on the policy's and {spread[2]:.2f} "
         f"on random ones, and the mean Q of a state's {rows[0]['candidates']:.0f} candidates by {spread[3]:.2f}"
     )
-    noise = ", ".join(f"{lcb_noise(m, 4) * spread[1] / spread[3]:.1f} with M = {m}" for m in (4, 16, 64))
-    found["spreads-ratio"] = (
-        f"{spread[1]:.2f} and {spread[3]:.2f}, so that in units of the latter an LCB at beta = 4 has a noise of {noise}"
-    )
     return found
 
 
