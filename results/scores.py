@@ -132,6 +132,12 @@ def selected(records: Path) -> str:
     return markdown(head, rows)
 
 
+def worth(records: Path) -> str:
+    """Best minus last of each preset, as `selected` has it, in a sentence."""
+    rows = [line.split(" | ") for line in selected(records).splitlines()[2:]]
+    return ", ".join(f"{row[0].removeprefix('| ')} {float(row[4]):.0f}" for row in rows)
+
+
 def better(records: Path) -> str:
     """Probability that a run of the row's preset beats one of the column's on a task, averaged over tasks."""
     found, rows = estimates(records)["better"], []
@@ -186,6 +192,7 @@ def tables(records: Path) -> dict[str, str]:
     found = {
         "benchmark": headline(records),
         "selection": selected(records),
+        "worth": worth(records),
         "improvement": better(records),
         "stability": stability(records),
         "budget": budget(records),
