@@ -9,6 +9,7 @@ Beside it stands what can be computed: with Gaussian members the minimum of M is
 expected maximum of M standard normals, and an LCB's own std over ensembles follows from M.
 """
 
+import functools
 import math
 import sys
 import time
@@ -63,6 +64,7 @@ def compare(run: Path) -> list[dict]:
     return found
 
 
+@functools.cache
 def minimum_as_beta(members: int) -> float:
     """Expected maximum of so many standard normals: the beta whose LCB the minimum is, in the mean."""
 

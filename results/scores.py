@@ -37,7 +37,6 @@ TASKS = {  # task: what the table calls it; in the order of the table
 SEEDS, REPS, LATE = 3, 1000, 20_000
 
 
-@functools.cache
 def runs(records: Path) -> dict[str, dict[str, list[dict]]]:
     """Rows of the tasks with every preset, SEEDS of each, by task and arm, in the order of their seeds."""
     found: dict[str, dict[str, list[dict]]] = {}

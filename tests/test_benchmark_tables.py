@@ -69,7 +69,6 @@ def test_best_of_run_is_worth_what_it_is_above_the_last(made):
 def test_runs_on_different_data_are_not_averaged(made):
     path = made / "benchmark" / "pointmaze.csv"
     path.write_text(path.read_text().replace(",h,", ",other,", 1))
-    scores.runs.cache_clear()
     with pytest.raises(ValueError, match="differ in data"):
         scores.runs(made)
 
