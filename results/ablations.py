@@ -6,6 +6,7 @@ seeds it is wide, and an arm whose interval holds 0 is not shown to differ, nor 
 intervals two or so miss by chance alone.
 """
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from record import csv_rows, markdown
 from scipy import stats
 from scores import column, mean_se
 
-BASE = "edq"
+HERE, BASE = Path(__file__).resolve().parent, "edq"
 SUITES = {  # suite: what the table is called, the picture's title
     "ablation-maze": "pointmaze-medium, wander",
     "ablation-hopper": "hopper-medium-replay, stand-in",
@@ -33,7 +34,13 @@ def arms(records: Path, suite: str) -> dict[str, list[dict]]:
                 rows.setdefault(row["arm"], []).append(row)
     for of in rows.values():
         of.sort(key=lambda row: int(row["seed"]))
-    return dict(sorted(rows.items(), key=lambda item: item[0] != BASE))
+    order = []  # as the suite's file has them
+    for group in tomllib.loads((HERE / "suites" / f"{suite}.toml").read_text())["runs"]:
+        order += [
+            name for arm in group["arms"] for name in (arm, *(f"{arm}, {how}" for how in group.get("acting", {})))
+        ]
+    names = [BASE, *(arm for arm in order if arm != BASE), *(arm for arm in rows if arm not in order and arm != BASE)]
+    return {name: rows[name] for name in names if name in rows}
 
 
 def difference(rows: list[dict], base: list[dict]) -> str:
@@ -64,12 +71,12 @@ SAID = {  # sentences of the page: arms of the maze, as they are called there
 
 
 def tables(records: Path) -> dict[str, str]:
-    """One table a suite, and the sentences."""
+    """One table a suite that was run, and the sentences."""
     maze, found = arms(records, "ablation-maze"), {}
     for name, called in SAID.items():
         parts = [f"{label} {mean_se(column(maze[arm], 'last'), 0)}" for arm, label in called.items() if arm in maze]
         found[name] = ", ".join(parts)
-    for suite in SUITES:
+    for suite in (suite for suite in SUITES if (records / "benchmark" / f"{suite}.csv").exists()):
         all_arms, rows = arms(records, suite), []
         for arm, of in all_arms.items():
             last = column(of, "last")
@@ -82,7 +89,7 @@ def tables(records: Path) -> dict[str, str]:
 
 def figures(records: Path, out: Path) -> None:
     """ablations.png: a line an arm, a dot a seed, a bar their mean."""
-    suites = [suite for suite in SUITES if arms(records, suite)]
+    suites = [suite for suite in SUITES if (records / "benchmark" / f"{suite}.csv").exists()]
     figure = Figure((11, 6), layout="constrained")
     for axes, suite in zip(np.atleast_1d(figure.subplots(1, len(suites))), suites):
         all_arms = arms(records, suite)
