@@ -8,7 +8,6 @@ the true mean in some 87 % of the cases (simulated with Gaussian seeds and 13 ta
 
 import functools
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +78,10 @@ def bootstrapped(of: tuple) -> dict[str, dict]:
     scores, taus = {arm: np.array(rows) for arm, rows in of}, np.linspace(0, 100, 51)
 
     def interval(of: dict, function) -> dict:
-        with warnings.catch_warnings():  # rliable passes its random state on in a way that arch is going to drop
-            warnings.simplefilter("ignore", FutureWarning)
-            random = np.random.RandomState(0)
-            points, intervals = library.get_interval_estimates(of, function, reps=REPS, random_state=random)
+        before = np.random.get_state()
+        np.random.seed(0)  # rliable 1.2.0 draws from numpy's global generator, whatever random state it is given
+        points, intervals = library.get_interval_estimates(of, function, reps=REPS)
+        np.random.set_state(before)
         return {name: (points[name], *intervals[name]) for name in of}
 
     pairs = {f"{x},{y}": (scores[x], scores[y]) for x in ARMS for y in ARMS if x != y}
@@ -216,7 +215,7 @@ def figures(records: Path, out: Path) -> None:
         middle.step(found["taus"], point, where="post", color=COLOURS[arm], label=ARMS[arm])
         middle.fill_between(found["taus"], low, high, step="post", color=COLOURS[arm], alpha=0.12, linewidth=0)
     left.set_yticks(range(len(ARMS)), [*ARMS.values()][::-1])
-    left.set_xlabel("score; upper mark: interquartile mean, lower: mean")
+    left.set_xlabel("score; ● interquartile mean, ◆ mean")
     left.set_title(f"{len(runs(records))} tasks, last evaluation", fontsize=10)
     middle.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(0, 1))
     middle.set_title("performance profile", fontsize=10)
@@ -244,7 +243,7 @@ def figures(records: Path, out: Path) -> None:
             steps, values = curve(records, task, arm, "q_mean" if axes is last else "score")
             axes.plot(steps / 1000, values.mean(0), color=COLOURS[arm], linewidth=2, label=ARMS[arm])
             axes.fill_between(steps / 1000, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.13, linewidth=0)
-        axes.set_title("medium: mean Q in the actor's loss" if axes is last else task, fontsize=10)
+        axes.set_title("medium: mean Q" if axes is last else task, fontsize=10)
         axes.set_xlabel("thousand updates")
         axes.spines[["top", "right"]].set_visible(False)
     for axes, task in zip(panels, mazes):

@@ -80,6 +80,8 @@ def test_aggregates_hold_the_mean_and_improvement_is_certain_where_every_run_is_
     values = np.sort([57, 60, 63, 67, 70, 73])
     assert found["aggregate"]["edq"][0][1] == pytest.approx(values[1:-1].mean())  # a quarter of six off each end
     assert found["better"]["edq,diffusion-bc"][0][0] == 1 and found["better"]["diffusion-bc,edq"][0][0] == 0
+    scores.bootstrapped.cache_clear()
+    assert scores.estimates(made)["aggregate"]["edq"][1].tolist() == found["aggregate"]["edq"][1].tolist()  # drawn anew
     tau = [*found["taus"]].index(60)
     assert found["profile"]["edq"][0][tau] == pytest.approx(np.mean(values > 60))
 
