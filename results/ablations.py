@@ -50,9 +50,9 @@ def difference(rows: list[dict], base: list[dict]) -> str:
     if len(values) < 2:
         return "-"
     if values.std() == 0:  # no spread to make an interval of: a rounding of successes, not certainty
-        return f"{values.mean():+.0f}"
+        return f"{values.mean():+.1f}"
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():+.0f} ± {half:.0f}"
+    return f"{values.mean():+.1f} ± {half:.1f}"
 
 
 SAID = {  # sentences of the page: arms of the maze, as they are called there
@@ -82,7 +82,7 @@ def tables(records: Path) -> dict[str, str]:
             last = column(of, "last")
             against = "" if arm == BASE else difference(of, all_arms[BASE])
             spread = mean_se(last) if len(last) > 1 else f"{last[0]:.1f}"
-            rows.append([arm, spread, ", ".join(f"{v:.0f}" for v in last), against])
+            rows.append([arm, spread, ", ".join(f"{v:g}" for v in last), against])
         found[suite] = markdown(["arm", "last score", "of each seed", "difference from `edq`"], rows)
     return found
 

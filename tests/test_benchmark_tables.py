@@ -94,7 +94,7 @@ def test_improvement_is_what_rliable_calls_it():
 def test_a_difference_has_a_t_interval_over_seeds():
     base = [{"seed": str(s), "last": 50} for s in range(3)]
     arm = [{"seed": str(s), "last": 60 + 3 * (s - 1)} for s in range(3)]
-    assert ablations.difference(arm, base) == f"+10 ± {4.303 * 3 / math.sqrt(3):.0f}"  # t(0.975, 2) = 4.303
+    assert ablations.difference(arm, base) == f"+10.0 ± {4.303 * 3 / math.sqrt(3):.1f}"  # t(0.975, 2) = 4.303
 
 
 @pytest.mark.parametrize("members", [2, 4, 16])
