@@ -127,7 +127,9 @@ def rows_named(run: Run) -> set[tuple[str, str]]:
 
 
 # === A run, whoever calls it ==========================================================================================
-def execute(run: Run, threads: int, on: dict[str, str], cores: set[int], started: Callable = id) -> int:
+def execute(
+    run: Run, threads: int, on: dict[str, str], cores: set[int], started: Callable = lambda process: None
+) -> int:
     """Start a run, or resume it, and wait; then score it in its other ways of acting. Returns its exit code."""
     python, environment = [sys.executable, str(ROOT / run.script)], os.environ | {"OMP_NUM_THREADS": str(threads)} | on
 
