@@ -11,9 +11,10 @@ to the .log beside it. Start the same command again after any stop: a run with a
 is finished, or whose rows are in the records already, is skipped (empty --runs and --records folders run all anew).
 
 As each run ends, RECORDS/SUITE.csv (a row a run) and RECORDS/SUITE-curves.csv (a row an evaluation) are written
-again. With Ray this repository and the folder of runs have to be at the same path on all nodes, on a file system that
-all see, with the same Python environment and datasets; a run that is killed, with its worker or alone, is given to
-another worker, where it goes on from its checkpoint. A Ctrl-C there loses what came after the last checkpoints.
+again; --so-far puts in runs that are not finished, as far as they have been evaluated. With Ray this repository and the
+folder of runs have to be at the same path on all nodes, on a file system that all see, with the same Python environment
+and datasets; a run that is killed, with its worker or alone, is given to another worker, where it goes on from its
+checkpoint. A Ctrl-C there loses what came after the last checkpoints.
 """
 
 import ctypes
@@ -46,6 +47,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = {"step": "step", "q_mean": "q/mean", "q_std": "q/std", "entropy": "policy/entropy"}  # and their metrics
+CURVE |= {"q_max_abs": "q/max_abs", "diffusion": "losses/diffusion", "seconds": "charts/seconds"}
 
 
 @dataclass
@@ -74,6 +76,8 @@ class Args:
     """where the records go"""
     list: bool = False
     """print each run's command and state, and run nothing"""
+    so_far: bool = False
+    """record also the runs that are not finished, up to their last evaluation, and run nothing"""
 
 
 @dataclass
@@ -243,7 +247,7 @@ def rows_of(run: Run) -> tuple[list[dict], list[dict]]:
     flags = " ".join(run.flags)
     row = {"arm": run.arm, **collect(run.folder), "script": run.script, "flags": flags}
     rows, history = [row], {}
-    if run.acting:
+    if (run.folder / "acting.json").exists():
         for name, score in json.loads((run.folder / "acting.json").read_text()).items():
             how = {"arm": f"{run.arm}, {name}", "best": "", "offline": "", "seconds": 0}
             figures = {"last": round(score["score"], 1), "standard_error": round(score["standard_error"], 1)}
@@ -302,7 +306,7 @@ def main(args: Args) -> int:
         print(f"error: {args.suite} is no suite ({type(error).__name__}: {error}); there are {names}", file=sys.stderr)
         return 2
     recorded = args.records / f"{path.stem}.csv"
-    known = {(row["arm"], row["flags"]) for row in csv_rows(recorded)}
+    known = {(row["arm"], row["flags"]) for row in csv_rows(recorded) if row.get("finished") != "False"}
     left = [run for run in runs if not rows_named(run) <= known]
     if args.list:
         for run in runs:
@@ -316,6 +320,10 @@ def main(args: Args) -> int:
             if saved[: len(run.flags)] != run.flags:
                 print(f"error: {run.folder} holds a run with other flags; move it away first", file=sys.stderr)
                 return 2
+    if args.so_far:
+        for run in (run for run in left if csv_rows(run.folder / "evaluations.csv")):
+            record(run, path.stem, args.records, args.threads)
+        return 0
     (args.runs / path.stem).mkdir(parents=True, exist_ok=True)
     held = open(args.runs / path.stem / "lock", "w")
     try:

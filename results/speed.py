@@ -23,6 +23,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Args:
     cross: bool = False  # every combination instead
     obs_dim: int = 17
     act_dim: int = 6
+    ahead: int = 1  # settings made ready side by side (each a process), then timed one by one; more: less waiting
     rounds: int = 7  # turns of each side
     seconds: float = 1.0  # length of a turn, at least one update
     threads: int | None = None  # CPU threads, by default torch's own choice
@@ -127,6 +129,12 @@ def peak_memory(device: str, reset: bool = False) -> float:
     return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
+def wait_for_turn() -> list[str]:
+    """In a child process: tell the parent that all is compiled and warm, and wait; returns the words it sends."""
+    print("READY", flush=True)
+    return sys.stdin.readline().split()
+
+
 def alternate(sides: dict[str, Callable], args: Args, device: str) -> dict[str, list[float]]:
     """Milliseconds a call of each side, in `rounds` turns of about `seconds` each, one side after the other."""
 
@@ -138,10 +146,10 @@ def alternate(sides: dict[str, Callable], args: Args, device: str) -> dict[str, 
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / repeats * 1e3
 
-    repeats = {}
-    for name, call in sides.items():
+    for call in sides.values():
         turn(call, 6)  # compiling, recording and allocating are not timed
-        repeats[name] = max(1, math.ceil(args.seconds * 1e3 / turn(call, 1)))
+    wait_for_turn()
+    repeats = {name: max(1, math.ceil(args.seconds * 1e3 / turn(call, 1))) for name, call in sides.items()}
     times = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, call in sides.items():
@@ -217,16 +225,18 @@ def time_acting(args: Args, setting: dict, device: str) -> dict:
     torch.manual_seed(0)
     agent, K = edq.Agent(11, 3, task, device), task.num_candidates
     envs = edq.vector_env(task)
-    n, (tens, g) = envs.num_envs, (range(0, envs.num_envs, 10), torch.Generator().manual_seed(0))
+    n, g = envs.num_envs, torch.Generator().manual_seed(0)
+    size = 100 if device == "cuda" else 10  # rows of an actor batch, as `evaluate` has them
     obs = [torch.from_numpy(envs.reset(seed=0)[0]).float()]
 
     def actor(act=edq.act) -> np.ndarray:
-        actions = []
-        for i in tens:
-            noise = torch.randn(task.num_diffusion_steps, 10, K, 3, generator=g)
-            inputs = (x.to(device) for x in (obs[0][i : i + 10], noise, torch.rand(10, generator=g)))
+        actions, padded = [], torch.zeros(math.ceil(n / size) * size, 11)
+        padded[:n] = obs[0]
+        for rows in padded.split(size):
+            noise = torch.randn(task.num_diffusion_steps, size, K, 3, generator=g)
+            inputs = (x.to(device) for x in (rows, noise, torch.rand(size, generator=g)))
             actions.append(act(agent, *inputs, task).numpy(force=True))
-        return np.concatenate(actions)
+        return np.concatenate(actions)[:n]
 
     def simulate(actions: np.ndarray) -> None:
         state = envs.step(actions)[0]
@@ -264,51 +274,72 @@ def time_acting(args: Args, setting: dict, device: str) -> dict:
     return row
 
 
-def time_together(args: Args, setting: dict, device: str) -> dict:
-    """One of several processes: updates per second over `rounds` x `seconds`, begun when the parent says so."""
+def time_together(args: Args, setting: dict, device: str) -> None:
+    """One of several processes: updates per second over `rounds` x `seconds`, as often as the parent says so."""
     step = prepare(args, setting, device)[0]
     for _ in range(6):
         step()
-    print("READY", flush=True)
-    sys.stdin.readline()
-    updates, start = 0, time.perf_counter()
-    while time.perf_counter() - start < args.rounds * args.seconds:
-        step()
-        updates += 1
-        if device == "cuda" and updates % 100 == 0:
+    while threads := wait_for_turn():
+        torch.set_num_threads(int(*threads))
+        updates, start = 0, time.perf_counter()
+        while time.perf_counter() - start < args.rounds * args.seconds:
+            step()
+            updates += 1
+            if device == "cuda" and updates % 100 == 0:
+                torch.cuda.synchronize()
+        if device == "cuda":
             torch.cuda.synchronize()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {**setting, "device": device, "updates_per_second": updates / (time.perf_counter() - start)}
+        print("ROW", updates / (time.perf_counter() - start), flush=True)
+
+
+def start_child(setting: dict, flags: list[str]) -> subprocess.Popen:
+    """A process that makes itself ready to measure one setting, prints READY and waits for a line."""
+    errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads meanwhile would fill up
+    command = [sys.executable, __file__, "--setting", json.dumps(setting), *flags]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+    child.errors = errors
+    return child
+
+
+def line_of(child: subprocess.Popen, start: str) -> str | None:
+    """The rest of its next line that begins so; None, and what it complained of on stderr, if it ends before."""
+    for line in child.stdout:
+        if line.startswith(start):
+            return line.removeprefix(start)
+    child.errors.seek(0)
+    print(f"failed: {child.args[3]}\n{child.errors.read()[-2000:]}", file=sys.stderr)
+    return None
+
+
+def go(child: subprocess.Popen, words: str = "") -> None:
+    """Its turn."""
+    child.stdin.write(f"{words}\n")
+    child.stdin.flush()
 
 
 def run_together(args: Args, base: dict, flags: list[str], device: str) -> list[dict]:
     """Rows of k runs at once: threads split between them, then (on a CPU) not; on a GPU also with CUDA MPS."""
-    rows, cores = [], torch.get_num_threads()
+    rows, cores, sizes = [], torch.get_num_threads(), dict.fromkeys((4, base["M"]))
     server = shutil.which("nvidia-cuda-mps-control") if device == "cuda" else None
     for mps in (False, True) if server else (False,):
         if mps and subprocess.run([server, "-d"]).returncode:
             print("CUDA MPS cannot be started here", file=sys.stderr)
             break
-        for M, k in itertools.product(dict.fromkeys((4, base["M"])), args.together):
+        settings = {M: {**base, "what": "together", "M": M} for M in sizes}
+        children = {M: [start_child(settings[M], flags) for _ in range(max(args.together))] for M in sizes}
+        ready = [line_of(child, "READY") is not None for of_size in children.values() for child in of_size]
+        for M, k in itertools.product(sizes, args.together) if all(ready) else ():
             splits = [max(1, cores // k)] + ([cores] if device == "cpu" and 1 < k else [])
             for threads in dict.fromkeys(splits):
-                setting = json.dumps({**base, "what": "together", "M": M})
-                command = [sys.executable, __file__, "--setting", setting, *flags, f"--threads={threads}"]
-                pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                children = [subprocess.Popen(command, **pipes) for _ in range(k)]
-                for child in children:
-                    while child.stdout.readline().strip() not in ("READY", ""):
-                        pass
-                for child in children:
-                    child.stdin.write("go\n")
-                    child.stdin.flush()
-                texts = [child.communicate()[0] for child in children]
-                speeds = [json.loads(t.split("ROW ")[1])["updates_per_second"] for t in texts]
+                for child in children[M][:k]:
+                    go(child, str(threads))
+                speeds = [float(line_of(child, "ROW")) for child in children[M][:k]]
                 row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
                 row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
                 rows.append(row | {k: v for k, v in hardware(device).items() if k != "threads"})
                 print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        for child in itertools.chain(*children.values()):
+            child.communicate("\n")  # an empty line: that was all
         if mps:
             subprocess.run([server], input="quit\n", text=True)
     return rows
@@ -445,7 +476,8 @@ def main(args: Args) -> None:
     if args.setting:  # a child process: one row, as JSON
         setting = json.loads(args.setting)
         measure = {"update": time_update, "acting": time_acting, "together": time_together}[setting.pop("what")]
-        print("ROW " + json.dumps(measure(args, setting, device) | hardware(device)))
+        if row := measure(args, setting, device):
+            print("ROW " + json.dumps(row | hardware(device)))
         return
     todo = [{"what": "update", **setting} for setting in settings(args, device)]
     if args.acting:
@@ -455,20 +487,21 @@ def main(args: Args) -> None:
     passed = {k: v for k, v in asdict(args).items() if k in ("obs_dim", "act_dim", "rounds", "seconds", "threads")}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in passed.items() if v is not None]
     flags += ["--other", args.other, "--other-path", args.other_path] if args.other else []
-    for setting in todo:
-        command = [sys.executable, __file__, "--setting", json.dumps(setting), *flags]
-        child = subprocess.run(command, capture_output=True, text=True)
-        found = [line[4:] for line in child.stdout.splitlines() if line.startswith("ROW ")]
-        if not found:
-            print(f"failed: {setting}\n{child.stderr[-2000:]}", file=sys.stderr)
-            continue
-        row = json.loads(found[0])
-        (acting if setting["what"] == "acting" else updates).append(row)
-        shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items() if k not in hardware(device)}
-        print(*(f"{k}={v}" for k, v in shown.items() if not k.endswith(("_min", "_max"))), flush=True)
-        for path, rows in ((out, updates), (out.with_stem(out.stem + "-acting"), acting)):
-            if rows:
-                write_rows(path, rows)
+    for i in range(0, len(todo), args.ahead):
+        children = [start_child(setting, flags) for setting in todo[i : i + args.ahead]]
+        ready = [line_of(child, "READY") is not None for child in children]
+        for setting, child in itertools.compress(zip(todo[i:], children), ready):
+            go(child)
+            if (found := line_of(child, "ROW ")) is None:
+                continue
+            row = json.loads(found)
+            child.communicate()
+            (acting if setting["what"] == "acting" else updates).append(row)
+            shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items() if k not in hardware(device)}
+            print(*(f"{k}={v}" for k, v in shown.items() if not k.endswith(("_min", "_max"))), flush=True)
+            for path, rows in ((out, updates), (out.with_stem(out.stem + "-acting"), acting)):
+                if rows:
+                    write_rows(path, rows)
     if args.together:
         base = {k: v for k, v in todo[0].items() if k != "what"}
         flags = [f for f in flags if not f.startswith("--threads")]
