@@ -47,7 +47,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVE = {"step": "step", "q_mean": "q/mean", "q_std": "q/std", "entropy": "policy/entropy"}  # and their metrics
-CURVE |= {"q_max_abs": "q/max_abs", "diffusion": "losses/diffusion", "seconds": "charts/seconds"}
+CURVE |= {"q_max_abs": "q/max_abs", "diffusion": "losses/diffusion", "train_seconds": "charts/seconds"}
 
 
 @dataclass
