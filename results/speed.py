@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -111,15 +111,19 @@ def products_alone(seen: Counter, device: str) -> Callable[[], None]:
         for product, a, b in calls:
             product(a, b)
 
-    return run
+    if device == "cpu":
+        return run
+    run()  # on a GPU recorded, as our update is: launched one by one they would take longer than the whole of it
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        run()
+    return graph.replay
 
 
 def peak_memory(device: str, reset: bool = False) -> float:
-    """Largest memory in use since the last reset, in MiB: of the device, or of this process."""
-    if device == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 2**20
+    """Largest memory in use since the last reset, in MiB: that torch holds of the device, or of this process."""
+    if device == "cuda":  # what a recorded update needs is held by its graph, and allocated no more
+        return torch.cuda.memory_reserved() / 2**20
     if reset and os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
         return 0.0
@@ -193,7 +197,7 @@ def time_update(args: Args, setting: dict, device: str) -> dict:
     step, products, flops, data = prepare(args, setting, device)
     for _ in range(6):
         step()
-    before = peak_memory(device, reset=True)
+    peak_memory(device, reset=True)
     for _ in range(3):
         step()
     peak = peak_memory(device)
@@ -204,7 +208,7 @@ def time_update(args: Args, setting: dict, device: str) -> dict:
     work = flops.get_total_flops()
     row = {**setting, "device": device, **spread("ms", times["ours"])}
     row |= {"updates_per_second": 1e3 / row["ms"], "gflop": work / 1e9, "tflops": work / row["ms"] / 1e9}
-    row |= {"peak_mib": peak - (before if device == "cuda" else 0), **spread("products_ms", times["products"])}
+    row |= {"peak_mib": peak, **spread("products_ms", times["products"])}
     row["over_products"] = row["ms"] / row["products_ms"]
     row["share_of_product_rate"] = 1 / row["over_products"]  # achieved FLOP/s over that of the products alone
     if args.other:
@@ -317,9 +321,9 @@ def go(child: subprocess.Popen, words: str = "") -> None:
     child.stdin.flush()
 
 
-def run_together(args: Args, base: dict, flags: list[str], device: str) -> list[dict]:
+def run_together(args: Args, base: dict, flags: list[str], device: str) -> Iterator[dict]:
     """Rows of k runs at once: threads split between them, then (on a CPU) not; on a GPU also with CUDA MPS."""
-    rows, cores, sizes = [], torch.get_num_threads(), dict.fromkeys((4, base["M"]))
+    cores, sizes = torch.get_num_threads(), dict.fromkeys((4, base["M"]))
     server = shutil.which("nvidia-cuda-mps-control") if device == "cuda" else None
     for mps in (False, True) if server else (False,):
         if mps and subprocess.run([server, "-d"]).returncode:
@@ -336,13 +340,12 @@ def run_together(args: Args, base: dict, flags: list[str], device: str) -> list[
                 speeds = [float(line_of(child, "ROW")) for child in children[M][:k]]
                 row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
                 row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
-                rows.append(row | {k: v for k, v in hardware(device).items() if k != "threads"})
+                yield row | {k: v for k, v in hardware(device).items() if k != "threads"}
                 print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
         for child in itertools.chain(*children.values()):
             child.communicate("\n")  # an empty line: that was all
         if mps:
             subprocess.run([server], input="quit\n", text=True)
-    return rows
 
 
 def hardware(device: str) -> dict:
@@ -504,8 +507,10 @@ def main(args: Args) -> None:
                     write_rows(path, rows)
     if args.together:
         base = {k: v for k, v in todo[0].items() if k != "what"}
-        flags = [f for f in flags if not f.startswith("--threads")]
-        write_rows(out.with_stem(out.stem + "-together"), run_together(args, base, flags, device))
+        flags, rows = [f for f in flags if not f.startswith("--threads")], []
+        for row in run_together(args, base, flags, device):
+            rows.append(row)
+            write_rows(out.with_stem(out.stem + "-together"), rows)
     if args.plot and updates:
         plot(updates, args.plot, getattr(other_side(args), "LABEL", "other side") if args.other else "")
 
