@@ -4,8 +4,8 @@
 
 Writes, for every run, results/records/paths-*.csv with a row an episode of its last evaluation, and states-*.csv, the
 sample of the data that is drawn in grey, the same for every run on a dataset. Positions are in metres, to the
-millimetre. Of a path only the points are kept without which it would run more than five millimetres elsewhere; a pixel
-of the pictures is as wide or wider.
+millimetre (of an ant: centimetre). Of a path only the points are kept without which it would run more than five
+millimetres (of an ant: six centimetres) elsewhere; a pixel of the pictures is as wide or wider.
 """
 
 import json
@@ -19,14 +19,14 @@ from record import RECORDS, read_record, write_record
 sys.path.append(str(Path(__file__).resolve().parent / "datasets"))
 from draw_paths import draw
 
-TOLERANCE = 0.005  # metres
-PICTURES = {  # of the mazes the seed with EDQ's median score
+PICTURES = {  # of the small mazes the seed with EDQ's median score
     "embedded-paths": ["pointmaze-umaze-embedded-edq-0"],
     "mazes": [f"pointmaze-{maze}-{preset}-1" for maze in ("rare", "medium") for preset in ("edq", "diffusion-bc")],
+    "antmaze-gpu-paths": [f"antmaze-large-diverse-{preset}-0" for preset in ("edq", "diffusion-ql", "diffusion-bc")],
 }
 
 
-def thin(path: np.ndarray) -> np.ndarray:
+def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
     """Ramer, Douglas and Peucker: keep both ends, and what is farthest from their line if far; both sides likewise."""
     keep, todo = {0, len(path) - 1}, [(0, len(path) - 1)]
     while todo:
@@ -34,16 +34,16 @@ def thin(path: np.ndarray) -> np.ndarray:
         way, away = path[last] - path[first], path[first : last + 1] - path[first]
         along = np.clip(away @ way / max(way @ way, 1e-12), 0, 1)
         distance = np.linalg.norm(away - along[:, None] * way, axis=1)
-        if distance.max() > TOLERANCE:
+        if distance.max() > tolerance:
             middle = first + int(distance.argmax())
             keep.add(middle)
             todo += [(first, middle), (middle, last)]
     return path[sorted(keep)]
 
 
-def metres(x: float) -> str:
+def metres(x: float, digits: int = 3) -> str:
     """To the millimetre, as short as it goes."""
-    return f"{round(float(x), 3) + 0.0:g}"
+    return f"{round(float(x), digits) + 0.0:g}"
 
 
 def write_records(folder: Path) -> None:
@@ -58,9 +58,10 @@ def write_records(folder: Path) -> None:
     with np.load(folder / "paths.npz", allow_pickle=False) as file:
         data = dict(file)
     paths = np.split(data["paths"], np.cumsum(data["steps"])[:-1])
+    tolerance, digits = (0.06, 2) if run["simulator"][0].startswith("Ant") else (0.005, 3)
     rows = [
         {"episode": i, "arrived": int(arrived), "goal_x": metres(x), "goal_y": metres(y),
-         "path": " ".join(map(metres, thin(path).flatten()))}
+         "path": " ".join(metres(x, digits) for x in thin(path, tolerance).flatten())}
         for i, (path, arrived, (x, y)) in enumerate(zip(paths, data["arrived"], data["goals"]))
     ]  # fmt: skip
     write_record(RECORDS / f"paths-{args['env_id']}-{args['preset']}-{args['seed']}.csv", rows, started, **about)
