@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = "embedded first_runs made_sets paths speed precision entropy toy samplers".split()
-STUDIES += "scores ablations ensemble rivals commands".split()
+STUDIES += "scores ablations ensemble antmaze_gpu rivals commands".split()
 PAGES = ("README.md", "results/README.md", "results/datasets/README.md")  # one that is not there is passed over
 TABLE = re.compile(r"(?P<start><!-- table (?P<name>\S+) -->\n)(?P<old>.*?)(?P<end><!-- end table -->)", re.S)
 NUMBER = re.compile(r"(?P<start><!-- n: (?P<name>\S+) -->)(?P<old>.*?)(?P<end><!-- /n -->)", re.S)

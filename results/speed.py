@@ -33,7 +33,7 @@ from typing import ClassVar, Literal
 
 import torch
 import tyro
-from record import markdown
+from record import csv_rows, markdown
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -412,7 +412,33 @@ def tables(records: Path) -> dict[str, str]:
         table.append([label, *times, ratio(fp32), ratio(bf16), over_products])
     head = ["setting", "authors", "ours, eager", "compiled, fp32", "compiled, bf16"]
     head += ["ratio to the authors, fp32 (range)", "bf16 (range)", "over its products, fp32, bf16"]
-    return {"speed": markdown(head, table)}
+    return {"speed": markdown(head, table), "speed-gpu": on_gpu(records), "speed-gpu-together": together(records)}
+
+
+def on_gpu(records: Path) -> str:
+    """Cost of an update on a GPU: every mode was measured in turns with the authors' code."""
+    rows, table = csv_rows(records / "speed-gpu.csv"), []
+    for M, max_q in (("4", "False"), ("64", "False"), ("64", "True")):
+        of = {(r["compile"], r["precision"]): r for r in rows if (r["M"], r["max_q"]) == (M, max_q)}
+        theirs = [float(r["other_ms"]) for r in of.values()]
+        cells = [f"{min(theirs):.0f} to {max(theirs):.0f}", f"{float(of['off', 'bf16']['ms']):.0f}"]
+        cells += [f"{float(of['on', precision]['ms']):.2f}" for precision in ("fp32", "tf32", "bf16")]
+        best = of["on", "bf16"]
+        times = [1 / float(best[f"over_other{end}"]) for end in ("", "_max", "_min")]
+        label = f"M = {M}" + (", max-Q" if max_q == "True" else "")
+        table.append([label, *cells, "{:.0f} ({:.0f} to {:.0f})".format(*times)])
+    head = ["setting", "authors (medians)", "ours, eager, bf16", "recorded, fp32", "tf32", "bf16"]
+    return markdown([*head, "times faster than the authors, bf16 (range)"], table)
+
+
+def together(records: Path) -> str:
+    """Updates a second of several runs on one GPU, in a sentence."""
+    rows = csv_rows(records / "speed-gpu-together.csv")
+    found = {
+        M: ", ".join(f"{float(r['updates_per_second_in_all']):,.0f}" for r in rows if r["M"] == M) for M in ("4", "64")
+    }
+    counts = ", ".join(dict.fromkeys(r["runs"] for r in rows))
+    return f"{counts} at once make {found['4']} updates a second in all at M = 4, and {found['64']} at M = 64"
 
 
 def figures(records: Path, out: Path) -> None:

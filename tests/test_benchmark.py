@@ -99,7 +99,15 @@ def test_a_stopped_suite_goes_on_from_its_checkpoints(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in finish(process, 130)
     assert not parents(tmp_path), "a run outlived the benchmark"
+    finish(start(tmp_path, suite, "--so-far"))
+    (row,), curve = csv_rows(tmp_path / "records" / "tiny.csv"), csv_rows(tmp_path / "records" / "tiny-curves.csv")
+    assert (row["finished"], row["updates"]) == ("False", curve[-1]["step"]) and int(row["updates"]) < 400
+    scores = [float(e["score"]) for e in csv_rows(folder / "evaluations.csv") if e["step"] == row["updates"]]
+    assert float(row["last"]) == pytest.approx(sum(scores) / len(scores)) and float(row["updates_per_second"]) > 0
     finish(start(tmp_path, suite))
+    assert {(row["finished"], row["updates"]) for row in csv_rows(tmp_path / "records" / "tiny.csv")} == {
+        ("True", "400")
+    }
     assert "--resume" in (folder / "run.json").read_text()
     whole = tmp_path / "whole"
     flags = [*TINY.split(), "--gradient-steps", "400", "--eval-every", "100", "--run-dir", str(whole)]

@@ -149,14 +149,15 @@ def test_paths_are_of_the_runs_that_the_tables_count():
             (run,) = rows(task, what=preset, seed=seed)
             score, data = run["success"], run["dataset"]
         else:
-            (run,) = rows("datasets-runs", task=task, preset=preset, seed=seed)
+            record = "benchmark/antmaze-gpu" if task.startswith("antmaze") else "datasets-runs"
+            (run,) = rows(record, task=task, preset=preset, seed=seed)
             score, data = run["last"], run["hash"]
-            of_edq = {r["seed"]: r["last"] for r in rows("datasets-runs", task=task, preset="edq")}
+            of_edq = {r["seed"]: r["last"] for r in rows(record, task=task, preset="edq")}
             assert of_edq[seed] == statistics.median(of_edq.values())
         assert 100 * statistics.mean(episode["arrived"] for episode in episodes) == score
         states, _ = read_record(RECORDS / f"states-{task}.csv")
         assert states["dataset"]["hash"] == about["dataset"]["hash"] == data
-        assert all((RECORDS / f"{x}.csv").stat().st_size < 100_000 for x in (f"paths-{name}", f"states-{task}"))
+        assert all((RECORDS / f"{x}.csv").stat().st_size < 200_000 for x in (f"paths-{name}", f"states-{task}"))
 
 
 def test_figures_in_sentences_come_from_records():

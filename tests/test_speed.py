@@ -116,6 +116,14 @@ def test_auto_precision_follows_the_instruction_set(mujoco, monkeypatch, capsys,
     assert "tf32 is the same as fp32" in capsys.readouterr().out
 
 
+def test_auto_precision_on_a_gpu_is_tf32(mujoco, monkeypatch):
+    """As fast as bf16 there, and closer: see test_diagnose.py for how much closer."""
+    monkeypatch.setattr(mujoco.torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    args = mujoco.replace(mujoco.Args(), compile="off")
+    assert mujoco.resolve(args, "cuda").precision == "tf32"
+    assert mujoco.resolve(mujoco.replace(args, precision="bf16"), "cuda").precision == "bf16"
+
+
 def test_auto_compiles_where_it_pays(mujoco, monkeypatch, capsys):
     args = mujoco.replace(mujoco.Args(), precision="fp32")
     monkeypatch.setattr(mujoco.shutil, "which", lambda name: None)
