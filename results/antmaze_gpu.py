@@ -55,6 +55,19 @@ def inside(records: Path) -> str:
     return markdown(head, rows)
 
 
+def precision(records: Path) -> str:
+    """What rounding does to the LCB of the candidates."""
+    rows = []
+    for row in csv_rows(records / "diagnose-antmaze.csv"):
+        if row["q_data"]:
+            cells = [ARMS[row["preset"]], row["steps_left"], f"{float(row['lcb_spread']):.2f}"]
+            for name in ("tf32", "bf16"):
+                cells += [f"{float(row[f'lcb_error_{name}']):.3f}", f"{100 * float(row[f'best_changed_{name}']):.0f}"]
+            rows.append(cells)
+    head = ["critics", "steps to the goal", "LCB over the candidates, std", "error in tf32", "best changed, %"]
+    return markdown([*head, "error in bf16", "best changed, %"], rows)
+
+
 def walks(records: Path) -> str:
     """How the ants move."""
     rows = []
@@ -70,7 +83,8 @@ def walks(records: Path) -> str:
 
 
 def tables(records: Path) -> dict[str, str]:
-    return {"antmaze-gpu": reached(records), "antmaze-gpu-inside": inside(records), "antmaze-gpu-walks": walks(records)}
+    studies = {"": reached, "-inside": inside, "-walks": walks, "-precision": precision}
+    return {f"antmaze-gpu{name}": study(records) for name, study in studies.items()}
 
 
 def figures(records: Path, out: Path) -> None:
