@@ -77,7 +77,7 @@ class Args:
     seed: int = 0  # seed of network weights, batches, noise and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
     compile: Literal["auto", "on", "off"] = "auto"  # fuse an update; auto: on a GPU, or for 5,000 updates and more
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # auto: tf32 on a GPU, bf16 on a CPU that has it
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of products; auto: tf32 (GPU), bf16 (CPUs with it)
     torch_deterministic: bool = True  # let torch choose only deterministic kernels (matters on a GPU)
     track: bool = False  # log to Weights & Biases as well
     wandb_project_name: str = "edq"  # Weights & Biases project
@@ -546,7 +546,7 @@ def resolve(args: Args, device: str) -> Args:
     fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
     if {"bf16": not fast, "tf32": device == "cpu"}.get(args.precision):  # asked for, and not in the hardware
         print(f"note: on this {device} bf16 may be 80 times slower than fp32, and tf32 is the same as fp32")
-    if args.precision == "auto":  # on an H100 tf32 is as fast as bf16, and errs far less: README.md, Speed
+    if args.precision == "auto":  # tf32 took an H100 as long as bf16, and errs far less: README.md, On a GPU
         args = replace(args, precision="tf32" if device == "cuda" else "bf16" if fast else "fp32")
     if args.compile == "auto":
         args = replace(args, compile="on" if compiler and (device == "cuda" or args.gradient_steps >= 5000) else "off")

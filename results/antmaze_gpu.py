@@ -25,14 +25,15 @@ def reached(records: Path) -> str:
     rows, order = [], list(ARMS)
     for row in sorted(csv_rows(records / "benchmark" / "antmaze-gpu.csv"), key=lambda r: order.index(r["arm"])):
         success = "{:.0f} ({:.1f} to {:.1f})".format(float(row["last"]), *interval(row))
-        curve = [r for r in csv_rows(records / "benchmark" / "antmaze-gpu-curves.csv") if r["arm"] == row["arm"]]
+        curve = csv_rows(records / "benchmark" / "antmaze-gpu-curves.csv")
+        curve = [r for r in curve if (r["arm"], r["seed"]) == (row["arm"], row["seed"])]
         M = row["critics"] if float(curve[-1]["q_max_abs"]) else "-"
         speed = f"{float(row['updates_per_second']):,.0f}"
         minutes = f"{float(row['seconds']) / 60:.1f}"
-        best = f"{float(row['best']):.0f} of {len(curve)}"
+        best = f"{float(row['best']):.0f}, of {len(curve)} evaluations"
         label = f"{ARMS[row['arm']]}, seed {row['seed']}"
         rows.append([label, M, f"{int(row['updates']):,}", success, best, speed, minutes, row["gpu"]])
-    head = ["run", "M", "updates", "success at the last evaluation, % (95 %)", "best, evaluations"]
+    head = ["run", "M", "updates", "last success, % (95 % interval)", "best, %"]
     return markdown([*head, "updates a second", "minutes", "hardware"], rows)
 
 
@@ -68,6 +69,15 @@ def precision(records: Path) -> str:
     return markdown([*head, "error in bf16", "best changed, %"], rows)
 
 
+def rounding(records: Path) -> str:
+    """The errors as shares of what the candidates of a state differ by, smallest and largest, in a sentence."""
+    rows, parts = [r for r in csv_rows(records / "diagnose-antmaze.csv") if r["q_data"] and r["steps_left"] != "1"], []
+    for name in ("tf32", "bf16"):
+        shares = [100 * float(row[f"lcb_error_{name}"]) / float(row["lcb_spread"]) for row in rows]
+        parts.append(f"{name} by {min(shares):.0f} to {max(shares):.0f} %")
+    return " and ".join(parts)
+
+
 def walks(records: Path) -> str:
     """How the ants move."""
     rows = []
@@ -83,7 +93,7 @@ def walks(records: Path) -> str:
 
 
 def tables(records: Path) -> dict[str, str]:
-    studies = {"": reached, "-inside": inside, "-walks": walks, "-precision": precision}
+    studies = {"": reached, "-inside": inside, "-walks": walks, "-precision": precision, "-rounding": rounding}
     return {f"antmaze-gpu{name}": study(records) for name, study in studies.items()}
 
 

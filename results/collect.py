@@ -30,7 +30,7 @@ def collect(folder: Path) -> dict:
     run, finished = json.loads((folder / "run.json").read_text()), (folder / "summary.json").exists()
     summary = json.loads((folder / "summary.json").read_text()) if finished else scores_so_far(folder)
     metrics = [row for row in csv_rows(folder / "metrics.csv") if int(row["step"]) <= summary["last"]["step"]]
-    seconds = float(metrics[-1]["charts/seconds"])
+    seconds = float(metrics[-1]["charts/seconds"]) if metrics else 0.0
     args, data = run["args"], run["dataset"]
     return {
         "task": args["env_id"], "preset": args["preset"], "seed": args["seed"], "dataset": data["id"],
@@ -43,7 +43,7 @@ def collect(folder: Path) -> dict:
         "flags": " ".join(run["flags"]), "settled": "note" not in (summary["offline"] or {}),
         "gpu": run["gpu"] or "", "capability": run["system"][2], "precision": args["precision"],
         "compile": args["compile"], "git_commit": run["git_commit"], "finished": finished,
-        "updates_per_second": statistics.median(float(row["charts/sps"]) for row in metrics),
+        "updates_per_second": statistics.median(float(row["charts/sps"]) for row in metrics) if metrics else "",
     }  # fmt: skip
 
 

@@ -9,15 +9,15 @@ policy above. Of the K candidates that the agent acts by in such a state: how fa
 components are at the edge of the box, and what the critics say of them.
 
 Also how far products in tf32 and bf16 move the LCB of a candidate, beside what they do to all of its state, and in how
-many states they make another candidate the best; both are rounded here as the hardware does.
+many states they make another candidate the best. Both are rounded to nearest, a model of what the hardware does.
 
-In AntMaze an observation is the whole state, so the simulator can make one step from it with each candidate. The value
-of where that leads (mean Q of candidates there) is set against Q of the candidate: their correlation within a state is
-1 where Q tells actions apart as well as it tells states apart, and 0 where it does not.
+In AntMaze an observation is the whole state, so the simulator can make one step from it with each candidate. What the
+same critics say of where that leads (mean Q of candidates there) is set against their Q of the candidate: within a
+state the two correlate at 1 where Q knows what its actions lead to, and at 0 where it does not.
 
 With --walk the agents are let loose in AntMaze instead, as in an evaluation, and a row says how they move; with --actor
-also with candidates of that run's policy, from which their critics choose: as in an evaluation (softmax of the LCB),
-the one of largest LCB, and the one of largest mean Q.
+also with candidates of that run's policy, from which their critics choose: as in an evaluation (by softmax of the
+LCB), the one of largest LCB, and the one of largest mean Q.
 """
 
 import importlib
@@ -37,10 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "results" / "datasets")]
 CHOICES = {
     "softmax": dict(action_selection="softmax"),
-    "largest LCB": dict(action_selection="argmax"),
-    "largest mean": dict(action_selection="argmax", lcb_coef=0.0, pessimism="lcb"),
+    "argmax": dict(action_selection="argmax"),
+    "argmax of the mean": dict(action_selection="argmax", lcb_coef=0.0, pessimism="lcb"),
 }
-BINS = {"1 to 50": (0, 50), "51 to 150": (50, 150), "151 to 300": (150, 300), "above 300": (300, 10**9)}
+BINS = {"1": (0, 1), "2 to 50": (1, 50), "51 to 150": (50, 150), "151 to 300": (150, 300), "above 300": (300, 10**9)}
 Tensor = torch.Tensor
 
 
@@ -60,6 +60,12 @@ class Args:
     """run folder of a policy whose candidates the critics choose from, in --walk"""
     out: Path = RECORDS / "diagnose.csv"
     """CSV file for the rows"""
+
+
+def fail(sentence: str) -> None:
+    """Bad input: one sentence, exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def to_the_end(data, gamma: float) -> tuple[Tensor, Tensor]:
@@ -131,7 +137,7 @@ def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int
 
     several, actions = candidates(seen, K)  # [N, K, S], [N, K, A]
     bound = edq.chain_entropy_bound(agent.sde, agent.score, seen, agent.chain_std, g) / agent.score.act_dim
-    row = {"states": len(obs), "return": returns.mean(), "entropy_bound": bound.mean()}
+    row = {"states": len(obs), "return": returns.mean(), "return_std": returns.std(), "entropy_bound": bound.mean()}
     row |= {"spread": actions.std(1).mean(), "from_data": (actions - action.unsqueeze(1)).abs().mean()}
     row |= {f"saturated{k}": (x.abs() > 0.99).float().mean() for k, x in (("", actions), ("_data", action))}
     if not agent.q:
@@ -147,8 +153,13 @@ def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int
         error = other - value
         row[f"lcb_error_{precision}"] = (error - error.mean(1, keepdim=True)).square().mean().sqrt()
         row[f"best_changed_{precision}"] = (other.argmax(1) != value.argmax(1)).float().mean()
+        row[f"probability_moved_{precision}"] = 0.5 * (other.softmax(1) - value.softmax(1)).abs().sum(1).mean()
     row |= {"q_data": of_data.mean(), "member_std": of_data.std(0).mean(), "q_candidates": q.mean()}
     row |= {"lcb_spread": value.std(1).mean(), "q_spread": q.mean(0).std(1).mean()}
+    row |= {
+        "member_std_spread": q.std(0).std(1).mean(),
+        "effective_candidates": 1 / value.softmax(1).square().sum(1).mean(),
+    }
     row |= {"q_and_return": torch.corrcoef(torch.stack([of_data.mean(0).double(), returns]))[0, 1]}
     if args.env_id.startswith("antmaze"):
         n, few = min(steps_from, len(obs)), min(20, K)
@@ -184,12 +195,27 @@ def walk(edq, agent, args, folder: Path, episodes: int) -> dict[str, float]:
     paths, draw = [], edq.draw_paths
     edq.draw_paths = lambda run_dir, results, found, states: paths.extend(found)
     envs = edq.vector_env(replace(args, eval_episodes=episodes))
-    results = edq.evaluate(agent, envs, args, (0.0, 1.0), episodes, run_dir=folder)
-    envs.close()
-    edq.draw_paths = draw
+    try:
+        results = edq.evaluate(agent, envs, args, (0.0, 1.0), episodes, run_dir=folder)
+    finally:
+        envs.close()
+        edq.draw_paths = draw
     walls = np.array([[cell == 1 for cell in line] for line in edq.TASKS[args.env_id].env_kwargs["maze_map"]])
-    rows = [movement(path, walls) for path in paths]
-    return {"success": edq.means(results)["score"]} | {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    rows, found = [movement(path, walls) for path in paths], {"success": edq.means(results)["score"]}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows], float)
+        found |= {name: values.mean(), f"{name}_error": values.std(ddof=min(1, len(rows) - 1)) / len(rows) ** 0.5}
+    return {k: float(v) for k, v in found.items()}
+
+
+def propose(by: tuple, agent, args):
+    """Put the policy of another run, (script, arguments, agent, step), into an agent, with its SDE and its sampler."""
+    _, other, actor, _ = by
+    if not (torch.equal(agent.obs_mean, actor.obs_mean) and torch.equal(agent.obs_std, actor.obs_std)):
+        fail("the two runs standardise observations differently")
+    agent.score, agent.sde = actor.score, actor.sde
+    same = {k: getattr(other, k) for k in ("num_diffusion_steps", "schedule", "sampler", "action_clip")}
+    return replace(args, **same)
 
 
 def main(args: Args) -> None:
@@ -210,8 +236,10 @@ def main(args: Args) -> None:
         row = {"run": folder.name, "preset": run.preset, "seed": run.seed, "step": at}
         row |= {"critics": len(agent.q.weights[0]) if agent.q else 0}
         if args.walk:
+            if not run.env_id.startswith("antmaze"):
+                fail(f"{folder} is no run of AntMaze, and --walk knows only its ant")
             for actor in [folder] + [args.actor] * bool(args.actor and agent.q):
-                agent.score = agent.score if actor == folder else load(actor)[2].score
+                run = run if actor == folder else propose(load(actor), agent, run)
                 for choose in CHOICES if actor != folder else [run.action_selection]:
                     how = {"actor": actor.name, "choose": choose, "episodes": args.walk}
                     figures = walk(edq, agent, replace(run, **CHOICES[choose]), folder, args.walk)
@@ -232,6 +260,8 @@ def main(args: Args) -> None:
             batch = data.obs[found], data.action[found], returns[found]
             rows.append(row | {"steps_left": name} | look(edq, agent, run, batch, args.steps_from, g))
             print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()), flush=True)
+    if not rows:
+        fail("from no state do the data go on to an end")
     names = dict.fromkeys(name for row in rows for name in row)
     gpu = torch.cuda.get_device_name() if device == "cuda" else ""
     write_record(args.out, [dict.fromkeys(names, "") | row for row in rows], started, gpu=gpu, **about)

@@ -64,8 +64,8 @@ class Args:
     together: tuple[int, ...] = (1, 2, 5)  # several runs at once, as plain processes
     other: str | None = None  # Python file of another implementation
     other_path: str = ""  # what its functions get as `path`
-    out: str = str(ROOT / "results" / "records" / "speed.csv")
-    plot: str | None = str(ROOT / "results" / "figures" / "speed.png")
+    out: Path | None = None  # default: results/records/speed.csv, on a GPU speed-gpu.csv
+    plot: Path | None = None  # PNG of the cost against M and T
     setting: str | None = None  # one setting as JSON: what a child process gets
 
 
@@ -117,12 +117,13 @@ def products_alone(seen: Counter, device: str) -> Callable[[], None]:
     torch.cuda.synchronize()
     with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
         run()
-    return graph.replay
+    return lambda: (graph.replay(), calls)  # keeps the tensors, whose memory the graph reads, as long as itself
 
 
 def peak_memory(device: str, reset: bool = False) -> float:
-    """Largest memory in use since the last reset, in MiB: that torch holds of the device, or of this process."""
-    if device == "cuda":  # what a recorded update needs is held by its graph, and allocated no more
+    """Largest memory in use since the last reset, in MiB, of this process; on a GPU what torch holds of its memory."""
+    if device == "cuda":  # a recorded update allocates nothing: its memory belongs to the graph
+        torch.cuda.empty_cache()
         return torch.cuda.memory_reserved() / 2**20
     if reset and os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
@@ -281,10 +282,11 @@ def time_acting(args: Args, setting: dict, device: str) -> dict:
 def time_together(args: Args, setting: dict, device: str) -> None:
     """One of several processes: updates per second over `rounds` x `seconds`, as often as the parent says so."""
     step = prepare(args, setting, device)[0]
-    for _ in range(6):
-        step()
     while threads := wait_for_turn():
         torch.set_num_threads(int(*threads))
+        for _ in range(6):  # the first ones compile, and do so again for another number of threads
+            step()
+        wait_for_turn()
         updates, start = 0, time.perf_counter()
         while time.perf_counter() - start < args.rounds * args.seconds:
             step()
@@ -321,30 +323,39 @@ def go(child: subprocess.Popen, words: str = "") -> None:
     child.stdin.flush()
 
 
-def run_together(args: Args, base: dict, flags: list[str], device: str) -> Iterator[dict]:
-    """Rows of k runs at once: threads split between them, then (on a CPU) not; on a GPU also with CUDA MPS."""
+def side_by_side(args: Args, base: dict, flags: list[str], device: str, mps: bool) -> Iterator[dict]:
+    """Rows of k equal runs at once: threads split between them, then (on a CPU) not."""
     cores, sizes = torch.get_num_threads(), dict.fromkeys((4, base["M"]))
+    settings = {M: {**base, "what": "together", "M": M} for M in sizes}
+    children = {M: [start_child(settings[M], flags) for _ in range(max(args.together))] for M in sizes}
+    ready = [line_of(child, "READY") is not None for of_size in children.values() for child in of_size]
+    for M, k in itertools.product(sizes, args.together) if all(ready) else ():
+        splits = [max(1, cores // k)] + ([cores] if device == "cpu" and 1 < k else [])
+        for threads in dict.fromkeys(splits):
+            some = children[M][:k]
+            for child in some:
+                go(child, str(threads))
+            for child in some:
+                line_of(child, "READY")
+            for child in some:
+                go(child)
+            speeds = [float(line_of(child, "ROW") or "nan") for child in some]
+            row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
+            row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
+            print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+            yield row | {k: v for k, v in hardware(device).items() if k != "threads"}
+    for child in itertools.chain(*children.values()):
+        child.communicate("\n")  # an empty line: that was all
+
+
+def run_together(args: Args, base: dict, flags: list[str], device: str) -> Iterator[dict]:
+    """Rows of several runs at once; on a GPU without and with CUDA MPS."""
     server = shutil.which("nvidia-cuda-mps-control") if device == "cuda" else None
-    for mps in (False, True) if server else (False,):
-        if mps and subprocess.run([server, "-d"]).returncode:
-            print("CUDA MPS cannot be started here", file=sys.stderr)
-            break
-        settings = {M: {**base, "what": "together", "M": M} for M in sizes}
-        children = {M: [start_child(settings[M], flags) for _ in range(max(args.together))] for M in sizes}
-        ready = [line_of(child, "READY") is not None for of_size in children.values() for child in of_size]
-        for M, k in itertools.product(sizes, args.together) if all(ready) else ():
-            splits = [max(1, cores // k)] + ([cores] if device == "cpu" and 1 < k else [])
-            for threads in dict.fromkeys(splits):
-                for child in children[M][:k]:
-                    go(child, str(threads))
-                speeds = [float(line_of(child, "ROW")) for child in children[M][:k]]
-                row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
-                row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
-                yield row | {k: v for k, v in hardware(device).items() if k != "threads"}
-                print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
-        for child in itertools.chain(*children.values()):
-            child.communicate("\n")  # an empty line: that was all
-        if mps:
+    yield from side_by_side(args, base, flags, device, mps=False)
+    if server and subprocess.run([server, "-d"]).returncode == 0:
+        try:
+            yield from side_by_side(args, base, flags, device, mps=True)
+        finally:
             subprocess.run([server], input="quit\n", text=True)
 
 
@@ -363,7 +374,7 @@ def hardware(device: str) -> dict:
 def settings(args: Args, device: str) -> list[dict]:
     """What to measure: around the base one axis at a time, or everything."""
     fast = "_bf16" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
-    precisions = args.precision or (("bf16", "tf32", "fp32") if device == "cuda" else ("fp32", "bf16")[: 1 + fast])
+    precisions = args.precision or (("tf32", "bf16", "fp32") if device == "cuda" else ("fp32", "bf16")[: 1 + fast])
     axes = {
         "M": args.critics, "T": args.steps, "B": args.batch, "max_q": args.max_q, "compile": args.compile,
         "precision": precisions, "entropy": args.entropy,
@@ -421,19 +432,19 @@ def on_gpu(records: Path) -> str:
     for M, max_q in (("4", "False"), ("64", "False"), ("64", "True")):
         of = {(r["compile"], r["precision"]): r for r in rows if (r["M"], r["max_q"]) == (M, max_q)}
         theirs = [float(r["other_ms"]) for r in of.values()]
-        cells = [f"{min(theirs):.0f} to {max(theirs):.0f}", f"{float(of['off', 'bf16']['ms']):.0f}"]
-        cells += [f"{float(of['on', precision]['ms']):.2f}" for precision in ("fp32", "tf32", "bf16")]
-        best = of["on", "bf16"]
-        times = [1 / float(best[f"over_other{end}"]) for end in ("", "_max", "_min")]
+        (eager,) = (float(r["ms"]) for (mode, _), r in of.items() if mode == "off")
+        cells = [f"{min(theirs):.0f} to {max(theirs):.0f}", f"{eager:.0f}"]
+        cells += [f"{float(of['on', precision]['ms']):.2f}" for precision in ("fp32", "bf16", "tf32")]
+        times = [1 / float(of["on", "tf32"][f"over_other{end}"]) for end in ("", "_max", "_min")]
         label = f"M = {M}" + (", max-Q" if max_q == "True" else "")
         table.append([label, *cells, "{:.0f} ({:.0f} to {:.0f})".format(*times)])
-    head = ["setting", "authors (medians)", "ours, eager, bf16", "recorded, fp32", "tf32", "bf16"]
-    return markdown([*head, "times faster than the authors, bf16 (range)"], table)
+    head = ["setting", "authors (medians)", "ours, eager", "as a CUDA graph, fp32", "bf16", "tf32"]
+    return markdown([*head, "times faster than the authors, tf32 (range)"], table)
 
 
 def together(records: Path) -> str:
     """Updates a second of several runs on one GPU, in a sentence."""
-    rows = csv_rows(records / "speed-gpu-together.csv")
+    rows = [row for row in csv_rows(records / "speed-gpu-together.csv") if row["mps"] == "False"]
     found = {
         M: ", ".join(f"{float(r['updates_per_second_in_all']):,.0f}" for r in rows if r["M"] == M) for M in ("4", "64")
     }
@@ -512,7 +523,8 @@ def main(args: Args) -> None:
     if args.acting:
         modes = itertools.product(args.compile, dict.fromkeys(s["precision"] for s in todo))
         todo += [{"what": "acting", "M": 8, "T": 5, "K": 50, "compile": c, "precision": p} for c, p in modes]
-    updates, acting, out = [], [], Path(args.out)
+    updates, acting = [], []
+    out = args.out or ROOT / "results" / "records" / ("speed-gpu.csv" if device == "cuda" else "speed.csv")
     passed = {k: v for k, v in asdict(args).items() if k in ("obs_dim", "act_dim", "rounds", "seconds", "threads")}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in passed.items() if v is not None]
     flags += ["--other", args.other, "--other-path", args.other_path] if args.other else []
@@ -533,7 +545,7 @@ def main(args: Args) -> None:
                     write_rows(path, rows)
     if args.together:
         base = {k: v for k, v in todo[0].items() if k != "what"}
-        flags, rows = [f for f in flags if not f.startswith("--threads")], []
+        flags, rows = [f for f in flags if not f.startswith("--threads")] + ["--threads=1"], []  # until told otherwise
         for row in run_together(args, base, flags, device):
             rows.append(row)
             write_rows(out.with_stem(out.stem + "-together"), rows)

@@ -1,5 +1,6 @@
 """results/diagnose.py: its figures against naive loops, the simulator itself, and paths whose figures are known."""
 
+import os
 import subprocess
 import sys
 
@@ -95,8 +96,31 @@ def test_a_run_is_diagnosed(tmp_path):
     assert all(0 <= row["saturated"] <= 1 and row["lcb_error_bf16"] > row["lcb_error_tf32"] > 0 for row in rows)
 
 
-def test_small_batch_has_no_end_to_walk_to(edq):
-    """Rows that do not follow one another are told apart."""
+def test_runs_of_an_ant_are_diagnosed_and_let_loose(tmp_path):
+    """From recorded data to both tables; the critics of one run choose among the candidates of another."""
+    env = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "data")}
+    flags = ["--task", "umaze", "--transitions", "700", "--processes", "1"]
+    subprocess.run([sys.executable, "results/datasets/antmaze.py", *flags], cwd=ROOT, env=env, check=True)
+    flags = ["--env-id", "antmaze-umaze", "--dataset-id", "edq/antmaze/umaze-v0", "--gradient-steps", 10]
+    for name, more in (("edq", []), ("other", ["--preset", "diffusion-ql"])):
+        more = [*TINY, *flags, *more, "--eval-episodes", 1, "--run-dir", tmp_path / name]
+        assert run_script("edq_antmaze", *more, env=env).returncode == 0
+    looked, walked = tmp_path / "look.csv", tmp_path / "walk.csv"
+    command = [sys.executable, "results/diagnose.py", tmp_path / "other"]
+    subprocess.run([*command, "--states", "10", "--steps-from", "3", "--out", looked], cwd=ROOT, env=env, check=True)
+    rows = read_record(looked)[1]
+    assert len(rows) >= 3 and all(-1 <= row["q_and_next_q"] <= 1 and row["next_q_spread"] > 0 for row in rows)
+    more = ["--walk", "1", "--actor", tmp_path / "edq", "--out", walked]
+    subprocess.run([*command, *more], cwd=ROOT, env=env, check=True)
+    rows = read_record(walked)[1]
+    assert [(row["actor"], row["choose"]) for row in rows] == [
+        ("other", "softmax"),
+        *(("edq", x) for x in diagnose.CHOICES),
+    ]
+    assert all(0 <= row["metres_per_second"] < 5 and row["cells_to_goal"] == 6 for row in rows)
+
+
+def test_rows_that_do_not_follow_have_no_way_to_an_end(edq):
     data = small_batch(edq, 50)
     steps, _ = diagnose.to_the_end(data, 0.99)
     assert torch.equal(steps == 1, data.end > 0) and torch.equal(steps.isnan(), data.end == 0)
