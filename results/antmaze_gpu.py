@@ -42,17 +42,19 @@ def inside(records: Path) -> str:
     rows = []
     for row in csv_rows(records / "diagnose-antmaze.csv"):
         f = {k: float(v) for k, v in row.items() if v and k not in ("run", "preset", "steps_left")}
-        cells = [ARMS[row["preset"]], row["steps_left"], f"{f['return']:.0f}"]
+        cells = [ARMS[row["preset"]], row["steps_left"], f"{f['return']:.0f} ± {f['return_std']:.0f}"]
         if row["q_data"]:
-            cells += [f"{f['q_data']:.0f}", f"{f['q_and_return']:.2f}", f"{f['member_std']:.2f}"]
+            correlation = "-" if row["steps_left"] == "1" else f"{f['q_and_return']:.2f}"  # all returns are equal there
+            cells += [f"{f['q_data']:.0f}", correlation, f"{f['member_std']:.2f}", f"{f['member_std_spread']:.2f}"]
             cells += [f"{f['lcb_spread']:.2f}", f"{f['next_q_spread']:.2f}", f"{f['q_and_next_q']:.2f}"]
         else:
-            cells += ["-"] * 6
+            cells += ["-"] * 7
         cells += [f"{f['spread']:.2f}", f"{100 * f['saturated']:.0f} ({100 * f['saturated_data']:.0f})"]
         rows.append([*cells, f"{f['entropy_bound']:.2f}"])
-    head = ["run", "steps to the goal", "return of the data", "Q of its action", "correlation", "std over members"]
-    head += ["candidates: std of the LCB", "std of the value of where they lead", "its correlation with mean Q"]
-    head += ["candidates: std of a component", "at the edge, % (data)", "entropy bound, nats a dimension"]
+    head = ["run", "steps to the goal", "return of the data", "Q of its action", "correlation of the two"]
+    head += ["std over members", "how much that differs among the candidates (std)", "their LCB (std)"]
+    head += ["value of where they lead (std)", "its correlation with their Q", "their action components (std)"]
+    head += ["components at the edge of the box, % (of the data's)", "entropy bound, nats a dimension"]
     return markdown(head, rows)
 
 
@@ -85,11 +87,13 @@ def walks(records: Path) -> str:
         own = row["actor"] == row["run"]
         label = ARMS[row["preset"]] if own else f"cloning proposes, the critics of {ARMS[row['preset']]} choose"
         choose = row["choose"] if row["critics"] != "0" else "-"
-        figures = [f"{float(row['metres_per_second']):.2f}", f"{100 * float(row['upside_down']):.0f}"]
-        nearer = f"{float(row['cells_nearer']):.1f} of {float(row['cells_to_goal']):.0f}"
-        rows.append([label, choose, f"{float(row['success']):.0f}", *figures, nearer])
+        speed = f"{float(row['metres_per_second']):.2f} ± {float(row['metres_per_second_error']):.2f}"
+        back = f"{100 * float(row['upside_down']):.0f} ± {100 * float(row['upside_down_error']):.0f}"
+        nearer = f"{float(row['cells_nearer']):.1f} ± {float(row['cells_nearer_error']):.1f}"
+        cells = f"{nearer} of {float(row['cells_to_goal']):.0f}"
+        rows.append([label, choose, f"{float(row['success']):.0f}", speed, back, cells])
     head = ["policy", "choice among the candidates", "success, %", "metres a second", "upside down, % of the steps"]
-    return markdown([*head, "cells nearer to the goal"], rows)
+    return markdown([*head, "cells nearer to the goal, at best"], rows)
 
 
 def tables(records: Path) -> dict[str, str]:
