@@ -6,7 +6,7 @@
 Each setting is measured in a process of its own, on random data of the given sizes. Ours, the matrix products of one
 update alone and, with --other, another implementation take turns, `rounds` times; a row holds the median of each and
 its range, and the median and range of the ratios round by round. Rows go to a CSV file as they are measured, with the
-hardware and the versions; the plot shows how the cost grows with M and with T (the paper's Table 5).
+hardware and the versions; --plot draws how the cost grows with M and with T (the paper's Table 5).
 
 The other side is a Python file with `make_update(setting, data, path)`, which returns a function that makes one update,
 and `make_act(setting, path)`, which returns one that maps an observation to an action; LABEL is its name in the plot.
