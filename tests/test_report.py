@@ -186,6 +186,16 @@ def test_figures_in_sentences_come_from_records():
         runs = rows("datasets-runs", task="antmaze-umaze", updates=updates, **wanted)
         return next(r["last"] for r in runs if "--normalize-obs" in r["flags"])
 
+    def pace(arm: str, first: float, last: float) -> str:
+        found = [r["updates_per_second"] for r in rows("antmaze-gpu-pace", arm=arm) if first < r["seconds"] < last]
+        return f"{statistics.median(found):,.0f}"
+
+    kernels, ms = rows("profile-gpu"), read_record(RECORDS / "profile-gpu.csv")[0]["ms_per_update"]
+
+    def share(*parts: str) -> str:
+        found = sum(r["microseconds"] for r in kernels if not parts or any(part in r["kernel"] for part in parts))
+        return f"{found / ms / 10:.0f} %"
+
     maze, hopper, train = "pointmaze-umaze-embedded", "hopper-medium-expert", rows("train-ant")
     phrases = {"README.md": [
         f"makes {act('steps_per_second'):,.0f} environment steps a second compiled in bf16 and "
@@ -206,6 +216,11 @@ def test_figures_in_sentences_come_from_records():
         f"{100 * lcb('best_changed', 8):.0f} % of the states",
         f"(Q around {lcb('mean_abs_q', 64):.0f}) it is off by {lcb('lcb_error_rms', 64):.3f} and moves "
         f"{100 * lcb('probability_moved', 64):.1f} %",
+        f"EDQ at {pace('edq', 20, 246)} updates a second, Diffusion-QL at {pace('diffusion-ql', 20, 246)}, cloning at "
+        f"{pace('diffusion-bc', 20, 246)}, and EDQ at {pace('edq', 256, 470)} when cloning had stopped",
+        f"by itself EDQ makes {1000 / ms:.0f} at those sizes", f"What its {ms:.2f} ms are",
+        f"{share('f32f32', 'sgemm', 'gemv')} fp32 products (score network, first and last layers of the ensemble), "
+        f"{share('nvjet')} bf16 products, {share('multi_tensor')} Adam",
         f"maze {scores(maze, 4, 'fp32')} in fp32 and {scores(maze, 4, 'bf16')} in bf16; hopper "
         f"{scores(hopper, 8, 'fp32')} and {scores(hopper, 8, 'bf16')}",
     ], "results/datasets/README.md": [
