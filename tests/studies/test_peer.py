@@ -1,15 +1,10 @@
-"""The peer's data are the script's transitions, and its scores the script's own evaluation; the learner is faked."""
+"""The peer learns from the script's transitions and is scored by its evaluation; the learner is faked."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 import edq_antmaze
 from results.studies.benchmark import peer

@@ -1,4 +1,4 @@
-"""An independent learner on the same data: IQL, TD3+BC, ReBRAC or BC of d3rlpy, scored by our own evaluation.
+"""An independent learner on the same data, scored by our own evaluation: IQL, TD3+BC, ReBRAC, BC.
 
     python -m venv venv-peer
     venv-peer/bin/pip install -r results/studies/benchmark/peer-requirements.txt
@@ -6,23 +6,24 @@
     venv-peer/bin/python results/studies/benchmark/peer.py --script edq_adroit --algorithm iql \\
         --env-id pen-cloned --dataset-id agents/pen/mixed-v0 --run-dir runs/pen__iql__0
 
-The data are read by the script's own `load_dataset`, so both learn from the same transitions, with the same end of an
-episode. The batches are drawn here, uniformly, and handed to d3rlpy's `update`. The actions of the trained policy are
-scored by the script's own `evaluate`, with its seeds of episodes. Where the peer arrives and EDQ does not, the reason
-is ours; where neither does, it is the data.
+The learners are those of d3rlpy. The data are read by the script's own `load_dataset`: both learn
+from the same transitions, with the same end of an episode. Batches are drawn here, uniformly, and
+handed to d3rlpy's `update`. The actions of the trained policy are scored by the script's own
+`evaluate`, on its seeds. Where the peer arrives and EDQ does not, the reason is ours; where neither
+does, it is the data.
 
-The run folder has the files of a script's run: run.json, metrics.csv, evaluations.csv and summary.json, so
-`pilots.py` and the tables read it like any other. There is no checkpoint: a run takes minutes.
+The run folder has the files of a script's run: run.json, metrics.csv, evaluations.csv, summary.json.
+So `pilots.py` reads it like any other. There is no checkpoint: a run takes minutes.
 
-Networks and learning rates are d3rlpy's own: two hidden layers of 256, batch 256. What differs by family is in
-`SETTINGS`, from the papers: IQL (Kostrikov et al. 2021), TD3+BC (Fujimoto and Gu 2021), ReBRAC (Tarasov et al. 2023).
+Networks and learning rates are d3rlpy's own: two hidden layers of 256, batch 256. Observations
+are standardised. What differs by family is in `SETTINGS`, from the papers: IQL (Kostrikov et al. 2021),
+TD3+BC (Fujimoto and Gu 2021), ReBRAC (Tarasov et al. 2023). BC minimises the mean squared error.
 """
 
 import csv
 import importlib
 import importlib.metadata
 import json
-import os
 import statistics
 import sys
 import time
@@ -35,8 +36,7 @@ import numpy as np
 import torch
 import tyro
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 SETTINGS = {
     ("iql", "adroit"): {"expectile": 0.7, "weight_temp": 0.5},
@@ -157,7 +157,7 @@ class Learner:
 
 
 def score(edq, learner, envs, args, reference, mean: np.ndarray, std: np.ndarray) -> list[dict]:
-    """The script's evaluation, with the learner's actions in place of the agent's; observations as in training."""
+    """The script's evaluation, with the learner's actions in place of the agent's."""
 
     def act(agent, obs, noise, u, args) -> torch.Tensor:
         action = learner.predict((obs.numpy() - mean) / std)
@@ -205,8 +205,8 @@ def describe(edq_args, args: Args, info: dict) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": False,
         "versions": {name: importlib.metadata.version(name) for name in names if name in installed},
-        "system": [
-            sys.version.split()[0],
+        "python": sys.version.split()[0],
+        "capability": torch.backends.cpu.get_cpu_capability(),
             os.uname().release,
             torch.backends.cpu.get_cpu_capability(),
         ],
