@@ -1,4 +1,4 @@
-"""The peer learns from the script's transitions and is scored by its evaluation; the learner is faked."""
+"""The peer: its data and its scores are the script's own. The learner is faked."""
 
 import json
 

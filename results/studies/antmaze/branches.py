@@ -1,7 +1,7 @@
 """One suspect at a time, from one common start: a cloned actor and critics that know its value.
 
     python results/studies/antmaze/branches.py start --folder runs/branches
-    python results/studies/antmaze/branches.py branch --folder runs/branches --name eta-0.5 --eta 0.5
+    python results/studies/antmaze/branches.py branch --folder runs/branches --name half --eta 0.5
 
 `start` trains a diffusion BC actor (Adam rate 1e-3 with cosine decay to 0), then 16 critics with TD
 targets from this fixed actor. `branch` goes on from there: the script's own `update` for some

@@ -12,12 +12,13 @@ handed to d3rlpy's `update`. The actions of the trained policy are scored by the
 `evaluate`, on its seeds. Where the peer arrives and EDQ does not, the reason is ours; where neither
 does, it is the data.
 
-The run folder has the files of a script's run: run.json, metrics.csv, evaluations.csv, summary.json.
-So `pilots.py` reads it like any other. There is no checkpoint: a run takes minutes.
+The run folder has the files of a script's run: run.json, metrics.csv, evaluations.csv and
+summary.json. So `pilots.py` reads it like any other. There is no checkpoint: a run takes minutes.
 
 Networks and learning rates are d3rlpy's own: two hidden layers of 256, batch 256. Observations
-are standardised. What differs by family is in `SETTINGS`, from the papers: IQL (Kostrikov et al. 2021),
-TD3+BC (Fujimoto and Gu 2021), ReBRAC (Tarasov et al. 2023). BC minimises the mean squared error.
+are standardised. What differs by family is in `SETTINGS`, from the papers: IQL (Kostrikov et al.
+2021), TD3+BC (Fujimoto and Gu 2021), ReBRAC (Tarasov et al. 2023). BC minimises the mean squared
+error.
 """
 
 import csv
@@ -207,9 +208,6 @@ def describe(edq_args, args: Args, info: dict) -> dict:
         "versions": {name: importlib.metadata.version(name) for name in names if name in installed},
         "python": sys.version.split()[0],
         "capability": torch.backends.cpu.get_cpu_capability(),
-            os.uname().release,
-            torch.backends.cpu.get_cpu_capability(),
-        ],
     }
 
 

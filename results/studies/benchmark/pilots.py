@@ -1,7 +1,7 @@
 """Pilots: short runs on seeds from 100 up that choose the CPU-sized row of a family.
 
     python results/studies/benchmark/pilots.py runs/pilots/*
-    python results/studies/benchmark/pilots.py runs/peer/* --record results/records/benchmark/peer.csv
+    python results/studies/benchmark/pilots.py runs/peer/* --record peer.csv
 
 The first command writes results/records/pilots/runs.csv. One row a run, made from the run folder
 alone: run.json, evaluations.csv and metrics.csv. A run that is not finished gives its last
