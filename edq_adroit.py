@@ -48,7 +48,6 @@ import sys
 import time
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -259,9 +258,7 @@ class MeanRevertingSDE:
     p(a_{t-1} | a_t, a_0). In the methods t is an index, int or `[B]`; all else is `[B, A]`.
     """
 
-    def __init__(
-        self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"
-    ):
+    def __init__(self, num_steps: int, schedule: str = "cosine", device="cpu"):
         T = num_steps
         t = torch.arange(1, T + 1, dtype=torch.float64)
         if schedule == "ddpm":
@@ -314,11 +311,11 @@ class MeanRevertingSDE:
 
 
 def sample_actions(
-    actor: nn.Module,
-    sde: MeanRevertingSDE,
+    actor,
+    sde,
     obs: Tensor,
     action_clip: bool = True,
-    generator: torch.Generator | None = None,
+    generator=None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Run the diffusion back from N(0, I): obs `[..., S]` -> actions `[..., A]` in [-1, 1].
@@ -345,7 +342,7 @@ def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
     return -0.5 * (torch.log(2 * math.pi * var) + distance**2 / var)
 
 
-def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor) -> Tensor:
+def entropy_estimate(sde, a0: Tensor, aT: Tensor) -> Tensor:
     """The released -log p(a_1 | a_T, a_0), Eq. 13 and 14; `[B, A]` -> `[B]`.
 
     The code exchanges the arguments of two densities and is an index late. For T = 5 that leaves
@@ -360,11 +357,11 @@ def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor) -> Tensor:
 
 
 def chain_entropy_bound(
-    sde: MeanRevertingSDE,
-    actor: nn.Module,
+    sde,
+    actor,
     obs: Tensor,
     chain_std: float,
-    generator: torch.Generator | None = None,
+    generator=None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Lower bound, in nats, on the entropy of the policy; obs `[B, S]` -> `[B]`.
@@ -416,7 +413,7 @@ METRICS = [
 class Agent(nn.Module):
     """All that learns, and the buffers that have to survive a restart with it."""
 
-    def __init__(self, obs_dim: int, act_dim: int, args: Args, device: str = "cpu"):
+    def __init__(self, obs_dim: int, act_dim: int, args, device: str = "cpu"):
         super().__init__()
         self.sde = MeanRevertingSDE(args.num_diffusion_steps, args.schedule, device)
         self.chain_std = min(args.chain_std, float(self.sde.sigma[0]))
@@ -440,7 +437,7 @@ class Agent(nn.Module):
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last logged row
         self.to(device)
 
-        def adam(net: nn.Module, lr: float) -> torch.optim.Adam:
+        def adam(net, lr: float):
             rate = torch.tensor(lr, device=device)  # a captured update sees a change of a tensor
             on_gpu = device == "cuda"
             return torch.optim.Adam(net.parameters(), rate, fused=True, capturable=on_gpu)
@@ -461,7 +458,7 @@ Transitions = namedtuple("Transitions", "obs action reward next_obs end")
 Noise = namedtuple("Noise", "target t eps aT chain")
 
 
-def draw_batch(data: Transitions, args: Args, g: torch.Generator) -> tuple[Transitions, Noise]:
+def draw_batch(data, args, g) -> tuple[Transitions, Noise]:
     """A uniform batch, with replacement, and the noise of one update."""
     B = args.batch_size
     A = data.action.shape[-1]
@@ -481,7 +478,7 @@ def draw_batch(data: Transitions, args: Args, g: torch.Generator) -> tuple[Trans
     return Transitions(*(x[index] for x in data)), noise
 
 
-def td_target(agent: Agent, batch: Transitions, noise: Tensor, args: Args) -> Tensor:
+def td_target(agent, batch, noise: Tensor, args) -> Tensor:
     """Eq. 16: r + gamma Q'(s', a'), a' from the EMA actor; `[M, B]`, a target for each critic."""
     noise = noise.unflatten(1, (len(batch.reward), -1))  # [T, B, N, A]
     N = noise.shape[2]
@@ -498,7 +495,7 @@ def td_target(agent: Agent, batch: Transitions, noise: Tensor, args: Args) -> Te
     return batch.reward + args.gamma * (1 - batch.end) * next_q
 
 
-def critic_loss(agent: Agent, batch: Transitions, target: Tensor) -> dict[str, Tensor]:
+def critic_loss(agent, batch, target: Tensor) -> dict[str, Tensor]:
     """Mean squared TD error over critics and batch; target `[M, B]`."""
     q = agent.q(batch.obs, batch.action)  # [M, B]
     return {
@@ -509,7 +506,7 @@ def critic_loss(agent: Agent, batch: Transitions, target: Tensor) -> dict[str, T
 
 
 def diffusion_loss(
-    sde: MeanRevertingSDE,
+    sde,
     a_t: Tensor,
     a0: Tensor,
     t: Tensor,
@@ -530,7 +527,7 @@ def diffusion_loss(
     return F.mse_loss(sde.euler_step(a_t, t, eps_hat), optimal)
 
 
-def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args) -> dict[str, Tensor]:
+def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
     """Eq. 15 and its parts: stay near the data, maximise the LCB, keep entropy."""
     sde = agent.sde
     obs, a0, t, eps = batch.obs, batch.action, noise.t, noise.eps
@@ -575,12 +572,12 @@ def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args) -> 
     return out | {"losses/actor": loss}
 
 
-def pessimistic_value(q: Tensor, args: Args) -> Tensor:
+def pessimistic_value(q: Tensor, args) -> Tensor:
     """What the actor maximises and what ranks candidates: q `[M, ...]` -> `[...]`."""
     return q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
 
 
-def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Adam, grad_clip: float) -> None:
+def minimise(loss: Tensor, net, optimiser, grad_clip: float):
     """One Adam step on `net` alone: other networks in the loss get no gradient."""
     optimiser.zero_grad()
     loss.backward(inputs=list(net.parameters()))
@@ -588,7 +585,7 @@ def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Adam, grad_cli
     optimiser.step()
 
 
-def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int | Tensor) -> None:
+def update(agent, batch, noise, args, step: int | Tensor):
     """Update number `step`, from 0: critics, actor, averages. Nothing is read from the device."""
     out = {}
     if agent.q:
@@ -620,7 +617,7 @@ def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int
 
 
 @torch.no_grad()
-def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tensor:
+def act(agent, obs: Tensor, noise: Tensor, u: Tensor, args) -> Tensor:
     """Best of K (not in the paper): keep one of K candidates, with probability softmax(LCB).
 
     As released, candidates come from the online actor, while TD targets use the EMA actor.
@@ -643,7 +640,7 @@ def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tens
 
 
 # === Speed: the same update, in fewer and larger pieces ===
-def compile_functions() -> None:
+def compile_functions():
     """Fuse what lies between the matmuls: bias, activation, losses, and their gradients."""
     global td_target, critic_loss, actor_losses, act
     td_target = torch.compile(td_target, dynamic=False)
@@ -652,13 +649,11 @@ def compile_functions() -> None:
     act = torch.compile(act, dynamic=False)
 
 
-def make_step(
-    agent: Agent, data: Transitions, args: Args, g: torch.Generator, first: int
-) -> Callable[[], None]:
+def make_step(agent, data, args, g, first: int):
     """Update number `first` and those after it, draws included, as a function of nothing."""
     number = torch.tensor(first, device=g.device)
 
-    def step() -> None:
+    def step():
         update(agent, *draw_batch(data, args, g), args, number)
         number.add_(1)
 
@@ -667,7 +662,7 @@ def make_step(
     return step
 
 
-def capture(step: Callable[[], None], g: torch.Generator) -> Callable[[], None]:
+def capture(step, g):
     """Record the fourth call as a CUDA graph: from then on an update is a single launch.
 
     So what changes between calls has to be a tensor, and nothing may be read back.
@@ -678,7 +673,7 @@ def capture(step: Callable[[], None], g: torch.Generator) -> Callable[[], None]:
     graph.register_generator_state(g)
     calls = 0
 
-    def replay() -> None:
+    def replay():
         nonlocal calls
         calls += 1
         if calls < 4:
@@ -698,7 +693,7 @@ def capture(step: Callable[[], None], g: torch.Generator) -> Callable[[], None]:
 Task = namedtuple("Task", "env env_kwargs reference dataset row presets")
 
 
-def vector_env(args: Args, film_dir: Path | None = None) -> gym.vector.VectorEnv:
+def vector_env(args, film_dir=None):
     """Environments stepped together, observations flat; three that are filmed, with `film_dir`."""
     task = TASKS[args.env_id]
     probe = make_env(task)
@@ -706,13 +701,17 @@ def vector_env(args: Args, film_dir: Path | None = None) -> gym.vector.VectorEnv
     probe.close()
     space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
 
-    def make(i: int) -> gym.Env:
+    def make(i: int):
         if multiprocessing.parent_process():
             os.setpgrp()  # a signal to the run's process group is not for its simulators
         env = make_env(task, "rgb_array" if film_dir else None)
         if film_dir:
             env = gym.wrappers.RecordVideo(
-                env, str(film_dir), episode_trigger=lambda episode: episode == 0, name_prefix=f"{i}"
+                env,
+                str(film_dir),
+                episode_trigger=lambda episode: episode == 0,
+                name_prefix=str(i),
+                disable_logger=True,
             )
         return gym.wrappers.TransformObservation(env, flatten_obs, space)
 
@@ -726,9 +725,7 @@ def vector_env(args: Args, film_dir: Path | None = None) -> gym.vector.VectorEnv
 signals: list[int] = []  # that have asked this process to stop
 
 
-def evaluate(
-    agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference: list[float], episodes: int
-) -> list[dict]:
+def evaluate(agent, envs, args, reference, episodes: int):
     """Results of `episodes` episodes, some at a time; none if a signal comes meanwhile."""
     device = agent.obs_mean.device
     g = torch.Generator(device).manual_seed(args.seed + 100)
@@ -737,8 +734,8 @@ def evaluate(
     noise_shape = (args.num_diffusion_steps, n, args.num_candidates, act_dim)
     results = []
     while len(results) < episodes:
-        first_seed = 10_000 * (args.seed + 100) + len(results)
-        obs, _ = envs.reset(seed=first_seed)  # and the numbers after it
+        seed = 10_000 * (args.seed + 100) + len(results)
+        obs, _ = envs.reset(seed=seed)  # and seed + 1, ... of the other environments
         rewards = [[] for _ in range(n)]
         running = np.ones(n, bool)
         while running.any():
@@ -752,26 +749,24 @@ def evaluate(
             for i in np.flatnonzero(running):
                 rewards[i].append(float(reward[i]))
             running &= ~(terminated | truncated)  # one that is done goes on by itself, unheeded
-        for i in range(n):
-            result = {"episode": len(results), "seed": first_seed + i}
-            results.append(result | episode_result(np.array(rewards[i]), reference))
+        results += [episode_result(np.array(r), reference) for r in rewards]
     return results[:episodes]
 
 
-def means(results: list[dict]) -> dict[str, float]:
+def means(results) -> dict[str, float]:
     """Mean of each figure over the episodes that have it, and the score's standard error."""
     out = {}
     for name in results[0]:
         values = np.array([result[name] for result in results], float)
         values = values[np.isfinite(values)]  # an episode may never reach the goal
         out[name] = float(values.mean()) if len(values) else math.nan
-        if name == "score":
-            error = values.std(ddof=min(1, len(values) - 1)) / math.sqrt(len(values))
-    del out["episode"], out["seed"]
-    return {**out, "standard_error": float(error)}
+    scores = [result["score"] for result in results]
+    spread = np.std(scores, ddof=min(1, len(scores) - 1))
+    out["standard_error"] = float(spread) / math.sqrt(len(scores))
+    return out
 
 
-def film(agent: Agent, args: Args, reference: list[float], run_dir: Path) -> None:
+def film(agent, args, reference, run_dir):
     """Three episodes as mp4 files."""
     envs = vector_env(args, run_dir / "videos")
     evaluate(agent, envs, args, reference, 3)
@@ -779,7 +774,7 @@ def film(agent: Agent, args: Args, reference: list[float], run_dir: Path) -> Non
 
 
 # === Data ===
-def fail(sentence: str, error: Exception | None = None) -> None:
+def fail(sentence: str, error=None):
     """Bad input: one sentence, exit code 2."""
     if error:
         sentence += f" ({type(error).__name__}: {error})".splitlines()[0][:200]
@@ -787,13 +782,13 @@ def fail(sentence: str, error: Exception | None = None) -> None:
     sys.exit(2)
 
 
-def check(condition: bool, sentence: str) -> None:
+def check(condition: bool, sentence: str):
     """What has to hold of the input, and the sentence if it does not."""
     if not condition:
         fail(sentence)
 
 
-def say(text: str) -> None:
+def say(text: str):
     """Print a line at once. A reader that has gone, `head` for one, does not end the run."""
     try:
         print(text, flush=True)
@@ -802,7 +797,7 @@ def say(text: str) -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
-def find_dataset(name: str) -> Path:
+def find_dataset(name: str):
     """Folder of a Minari dataset, given as a folder or an id; downloaded if need be."""
     path = Path(name).expanduser()
     maker = "results/datasets/import_d4rl.py makes a dataset of D4RL's HDF5"
@@ -817,7 +812,7 @@ def find_dataset(name: str) -> Path:
     return path / "data"
 
 
-def read_dataset(name: str, task: Task) -> tuple[dict, list[Transitions]]:
+def read_dataset(name: str, task) -> tuple[dict, list[Transitions]]:
     """Metadata and episodes."""
     path = find_dataset(name)
     try:
@@ -839,7 +834,7 @@ def read_dataset(name: str, task: Task) -> tuple[dict, list[Transitions]]:
     return metadata, episodes
 
 
-def read_episode(episode: minari.EpisodeData) -> Transitions:
+def read_episode(episode):
     """N transitions of N + 1 observations: none crosses the end of the episode."""
     obs = flatten_obs(episode.observations)
     action = np.asarray(episode.actions, np.float32)
@@ -853,7 +848,7 @@ def read_episode(episode: minari.EpisodeData) -> Transitions:
     return Transitions(obs[:-1], action, reward, obs[1:], end)
 
 
-def load_dataset(args: Args, device: str) -> tuple[Transitions, dict]:
+def load_dataset(args, device: str) -> tuple[Transitions, dict]:
     """All transitions of the named sets as float32 tensors, and what is worth knowing of them."""
     task = TASKS[args.env_id]
     ids = args.dataset_id or task.dataset
@@ -881,9 +876,7 @@ def load_dataset(args: Args, device: str) -> tuple[Transitions, dict]:
         "reference_from": "metadata" if reference else "D4RL's table",
         "clipped_actions": float((np.abs(flat.action) > 1).mean()),
     }
-    results = [
-        {"episode": 0, "seed": 0} | episode_result(e.reward, info["reference"]) for e in episodes
-    ]
+    results = [episode_result(e.reward, info["reference"]) for e in episodes]
     info |= {f"mean_{name}": value for name, value in means(results).items()}
     if info["clipped_actions"] > 0.05:
         share = 100 * info["clipped_actions"]
@@ -923,7 +916,7 @@ PROGRESS = ("step", "logged", "evaluated", "seconds", "diffusion_sum", "history"
 CSV_FILES = ("metrics.csv", "evaluations.csv")
 
 
-def open_run_dir(args: Args) -> Path:
+def open_run_dir(args):
     """Make or find the folder of the run, and hold it until this process ends."""
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     default = f"runs/{args.env_id}__{args.preset}__{args.seed}__{stamp}"
@@ -943,7 +936,7 @@ def open_run_dir(args: Args) -> Path:
     return run_dir
 
 
-def write_file(path: Path, save: Callable[[Path], object], keep: Path | None = None) -> None:
+def write_file(path, save, keep=None):
     """Replace a file in one step: there is the old content or the new, whole. `keep`: the old."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -958,12 +951,12 @@ def write_file(path: Path, save: Callable[[Path], object], keep: Path | None = N
         fail(f"cannot write {path}; what was saved before is still there", error)
 
 
-def write_json(path: Path, content: dict) -> None:
+def write_json(path, content):
     text = json.dumps(content, indent=1)
     write_file(path, lambda temporary: temporary.write_text(text))
 
 
-def append_row(path: Path, row: dict) -> None:
+def append_row(path, row):
     """Add a line to a CSV file, below a header, and have it on the disk."""
     try:
         with open(path, "a") as file:
@@ -977,7 +970,7 @@ def append_row(path: Path, row: dict) -> None:
         fail(f"cannot write {path}; the last checkpoint is whole", error)
 
 
-def cut_csv_files(run: Run) -> None:
+def cut_csv_files(run):
     """Drop the rows that came after the checkpoint: they will be written again."""
     for name in CSV_FILES:
         path = run.dir / name
@@ -989,7 +982,7 @@ def cut_csv_files(run: Run) -> None:
             say(f"warning: {path} has lost rows, {known - size} bytes of {known}")
 
 
-def check_finite(run: Run) -> None:
+def check_finite(run):
     """Stop at NaN or infinity, before it gets into a checkpoint."""
     values = dict(zip(METRICS, run.agent.metric_sum))
     values |= dict(run.agent.named_parameters())
@@ -1001,7 +994,7 @@ def check_finite(run: Run) -> None:
         )
 
 
-def save_checkpoint(run: Run) -> None:
+def save_checkpoint(run):
     """All that it takes to go on, bit for bit; the one before stays as checkpoint_previous.pt."""
     check_finite(run)
     files = [run.dir / name for name in CSV_FILES]
@@ -1019,7 +1012,7 @@ def save_checkpoint(run: Run) -> None:
     write_file(run.dir / "checkpoint.pt", partial(torch.save, state), keep=previous)
 
 
-def load_checkpoint(run_dir: Path, agent: Agent) -> dict | None:
+def load_checkpoint(run_dir, agent) -> dict | None:
     """Put the newest whole checkpoint into the agent; None if the run died before its first."""
     paths = [run_dir / "checkpoint.pt", run_dir / "checkpoint_previous.pt"]
     paths = [path for path in paths if path.exists()]
@@ -1137,7 +1130,7 @@ SCORE = "D4RL-normalised score"
 SUCCESS_ENDS = False  # whether a reward above 0 ends the task
 
 
-def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
+def make_env(task, render_mode: str | None = None):
     """From our own table: an environment spec out of a file could run any code."""
     kwargs = dict(task.env_kwargs)
     d4rl_obs = kwargs.pop("d4rl_obs", False)
@@ -1150,19 +1143,19 @@ def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
     return env
 
 
-def flatten_obs(obs: np.ndarray | dict) -> np.ndarray:
+def flatten_obs(obs) -> np.ndarray:
     """What the networks see, `[..., S]`; of the kitchen's dict no goals, which never change."""
     return np.asarray(obs["observation"] if isinstance(obs, dict) else obs, np.float32)
 
 
-def episode_result(rewards: np.ndarray, reference: list[float]) -> dict[str, float]:
+def episode_result(rewards: np.ndarray, reference):
     """Figures of one episode; the score is 0 for a random and 100 for an expert policy."""
     low, high = reference
     total = float(np.sum(rewards))
     return {"score": 100 * (total - low) / (high - low), "return": total, "length": len(rewards)}
 
 
-def misfit(metadata: dict, task: Task) -> str | None:
+def misfit(metadata, task) -> str | None:
     """What keeps a dataset from this task: another environment, or D4RL's view of the kitchen."""
     source = json.loads(metadata.get("env_spec") or "{}").get("id")
     if source != task.env:
@@ -1207,7 +1200,7 @@ PRESETS = {
 }
 
 
-def parse_args(argv: list[str]) -> Args:
+def parse_args(argv):
     """Default < task < preset < flag. A run that goes on, or is scored, starts from its own."""
     asked = tyro.cli(Args, args=[flag for flag in argv if flag not in ("-h", "--help")])
     folder = asked.evaluate or asked.resume
@@ -1225,7 +1218,7 @@ def parse_args(argv: list[str]) -> Args:
     return args
 
 
-def check_env_id(env_id: str) -> None:
+def check_env_id(env_id: str):
     """The task is one of this script."""
     for script, families in SCRIPTS.items():
         elsewhere = script != Path(__file__).name and env_id.split("-")[0] in families
@@ -1233,7 +1226,7 @@ def check_env_id(env_id: str) -> None:
     check(env_id in TASKS, f"there is no task {env_id}, but {', '.join(TASKS)}")
 
 
-def saved_args(run_dir: Path) -> Args:
+def saved_args(run_dir):
     """The arguments in a run folder."""
     try:
         run = json.loads((run_dir / "run.json").read_text())
@@ -1246,7 +1239,7 @@ def saved_args(run_dir: Path) -> Args:
     return args
 
 
-def check_changes(saved: Args, args: Args) -> None:
+def check_changes(saved, args):
     """A run cannot become another one."""
     free = {"resume", "evaluate", "device", "dataset_id", "capture_video"}
     if args.evaluate:
@@ -1260,7 +1253,7 @@ def check_changes(saved: Args, args: Args) -> None:
         check(same or name in free, f"{flag} of this run is {value}, which cannot change now")
 
 
-def check_args(args: Args) -> None:
+def check_args(args):
     """Bounds, and what does not go together."""
     may_be_zero = ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")
     at_most_one = ("gamma", "tau", "ema_decay")
@@ -1287,7 +1280,7 @@ def check_args(args: Args) -> None:
 
 
 # === Main ===
-def main(args: Args) -> None:
+def main(args):
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     setup_torch(args, device)
     if args.capture_video:
@@ -1323,7 +1316,7 @@ def main(args: Args) -> None:
         film(agent, args, info["reference"], run.dir)
 
 
-def setup_torch(args: Args, device: str) -> None:
+def setup_torch(args, device: str):
     """Precision, compilation, and what a signal does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
@@ -1337,13 +1330,13 @@ def setup_torch(args: Args, device: str) -> None:
         say("note: without a C++ compiler (g++) updates are eager, and slower")
 
 
-def on_signal(number: int, frame: object) -> None:
+def on_signal(number: int, frame):
     """The first signal saves and stops the run, a second one kills it."""
     signals.append(number)
     signal.signal(number, signal.SIG_DFL)
 
 
-def check_rendering(args: Args) -> None:
+def check_rendering(args):
     """Tell now, not after the training, that this machine cannot film."""
     try:
         env = make_env(TASKS[args.env_id], "rgb_array")
@@ -1354,7 +1347,7 @@ def check_rendering(args: Args) -> None:
         fail("--capture-video cannot render here; MUJOCO_GL=egl or osmesa may help", error)
 
 
-def start_run(run: Run) -> None:
+def start_run(run):
     """Go on from the checkpoint of a resumed run; write run.json, and print what it says."""
     args, info = run.args, run.info
     path = run.dir / "run.json"
@@ -1389,7 +1382,7 @@ def start_run(run: Run) -> None:
         start_wandb(run, wandb_id)
 
 
-def load_progress(run: Run) -> None:
+def load_progress(run):
     """A run that died before its first checkpoint begins anew."""
     state = load_checkpoint(run.dir, run.agent)
     if state:
@@ -1401,7 +1394,7 @@ def load_progress(run: Run) -> None:
     cut_csv_files(run)
 
 
-def start_wandb(run: Run, wandb_id: str) -> None:
+def start_wandb(run, wandb_id: str):
     import wandb
 
     try:
@@ -1416,7 +1409,7 @@ def start_wandb(run: Run, wandb_id: str) -> None:
         fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
 
 
-def track(run: Run, row: dict) -> None:
+def track(run, row):
     """Send a row to Weights & Biases, if asked to."""
     if run.args.track:
         import wandb
@@ -1424,7 +1417,7 @@ def track(run: Run, row: dict) -> None:
         wandb.log(row, step=run.step)
 
 
-def train(run: Run, envs: gym.vector.VectorEnv, data: Transitions) -> None:
+def train(run, envs, data):
     """Updates, with an evaluation and a checkpoint every `eval_every`, until done or a signal."""
     args = run.args
     one_update = make_step(run.agent, data, args, run.generator, run.step)
@@ -1457,7 +1450,7 @@ def train(run: Run, envs: gym.vector.VectorEnv, data: Transitions) -> None:
     save_checkpoint(run)
 
 
-def log_row(run: Run, seconds: float) -> None:
+def log_row(run, seconds: float):
     """A row of metrics.csv: means over the updates since the last one."""
     check_finite(run)
     updates = run.step - run.logged
@@ -1478,10 +1471,11 @@ def log_row(run: Run, seconds: float) -> None:
     )
 
 
-def log_evaluation(run: Run, results: list[dict]) -> None:
+def log_evaluation(run, results):
     """Rows of evaluations.csv, one an episode, and their means."""
-    for result in results:
-        append_row(run.dir / "evaluations.csv", {"step": run.step, **result})
+    for episode, result in enumerate(results):
+        row = {"step": run.step, "episode": episode, **result}
+        append_row(run.dir / "evaluations.csv", row)
     figures = means(results)
     loss = run.diffusion_sum / (run.step - run.evaluated)
     run.history.append({"step": run.step, **figures, "diffusion_loss": loss})
@@ -1491,11 +1485,11 @@ def log_evaluation(run: Run, results: list[dict]) -> None:
     track(run, {f"eval/{name}": value for name, value in figures.items()})
 
 
-def describe(figures: dict[str, float]) -> str:
+def describe(figures) -> str:
     return ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
 
 
-def report(run: Run) -> None:
+def report(run):
     """Last, best and offline score, which are easily mixed up, beside the data's own."""
     history = run.history
     offline = history[-1]
@@ -1516,7 +1510,7 @@ def report(run: Run) -> None:
     say(f"  data    {run.info['mean_score']:6.1f}, the mean of its episodes")
 
 
-def score_again(args: Args, device: str) -> None:
+def score_again(args, device: str):
     """Evaluate the newest checkpoint of a finished or running run."""
     run_dir = Path(args.evaluate).expanduser()
     try:
