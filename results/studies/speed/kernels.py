@@ -43,7 +43,11 @@ def main(flags: list[str]) -> None:
         torch.cuda.synchronize()
     kernels = sorted(trace.key_averages(), key=lambda e: -e.device_time_total)[:32]
     rows = [
-        {"kernel": e.key[:110], "calls": e.count / UPDATES, "microseconds": e.device_time_total / UPDATES}
+        {
+            "kernel": e.key[:110],
+            "calls": e.count / UPDATES,
+            "microseconds": e.device_time_total / UPDATES,
+        }
         for e in kernels
     ]
     about = dict(ms_per_update=ms, precision=args.precision, gpu=torch.cuda.get_device_name())

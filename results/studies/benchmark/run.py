@@ -31,7 +31,9 @@ if __name__ == "__main__":
                 _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
                 rewards.append(float(reward))
                 done = terminated or truncated
-            results.append({"episode": episode, "seed": seed, **edq.episode_result(rewards, task.reference)})
+            results.append(
+                {"episode": episode, "seed": seed, **edq.episode_result(rewards, task.reference)}
+            )
         figures = edq.means(results)
         score, error = (round(figures[k], 1) for k in ("score", "standard_error"))
         rows.append({"task": env_id, "episodes": episodes, "score": score, "standard_error": error})

@@ -88,11 +88,19 @@ def tables(records: Path) -> dict[str, str]:
     """Means over the runs of a task and size; of the LCB in each precision, and the final scores by seed."""
     _, rows = read_record(records / "precision.csv")
     head = ["networks", "M", r"\|Q\|", "LCB over the candidates, std", "Q over the members, std"]
-    head += ["error of the LCB, fp32", "bf16", "probability moved, bf16", "best candidate changed, bf16"]
+    head += [
+        "error of the LCB, fp32",
+        "bf16",
+        "probability moved, bf16",
+        "best candidate changed, bf16",
+    ]
     head += ["final scores, trained in fp32", "in bf16"]
     table = []
     for task, M in dict.fromkeys((row["task"], row["M"]) for row in rows):
-        fp32, bf16 = ([r for r in rows if (r["task"], r["M"], r["lcb_in"]) == (task, M, p)] for p in ("fp32", "bf16"))
+        fp32, bf16 = (
+            [r for r in rows if (r["task"], r["M"], r["lcb_in"]) == (task, M, p)]
+            for p in ("fp32", "bf16")
+        )
 
         def mean(column: str, of: list[dict] = bf16) -> float:
             return statistics.mean(row[column] for row in of)
@@ -102,7 +110,9 @@ def tables(records: Path) -> dict[str, str]:
         cells += [f"{mean('lcb_error_rms', of):.2g}" for of in (fp32, bf16)]
         cells += [f"{100 * mean(x):.2g} %" for x in ("probability_moved", "best_changed")]
         for mode in ("fp32", "bf16"):  # a run has two rows, one for each precision of the LCB
-            cells.append(", ".join(f"{row['score']:.3g}" for row in bf16 if row["trained_in"] == mode) or "-")
+            cells.append(
+                ", ".join(f"{row['score']:.3g}" for row in bf16 if row["trained_in"] == mode) or "-"
+            )
         table.append(cells)
     return {"precision": markdown(head, table)}
 
@@ -118,7 +128,9 @@ def main(args: Args) -> None:
     with open(args.out, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows(
+            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,14 @@ from draw_paths import draw
 
 PICTURES = {  # of the small mazes the seed with EDQ's median score
     "embedded-paths": ["pointmaze-umaze-embedded-edq-0"],
-    "mazes": [f"pointmaze-{maze}-{preset}-1" for maze in ("rare", "medium") for preset in ("edq", "diffusion-bc")],
-    "antmaze-gpu-paths": [f"antmaze-large-diverse-{preset}-0" for preset in ("edq", "diffusion-ql", "diffusion-bc")],
+    "mazes": [
+        f"pointmaze-{maze}-{preset}-1"
+        for maze in ("rare", "medium")
+        for preset in ("edq", "diffusion-bc")
+    ],
+    "antmaze-gpu-paths": [
+        f"antmaze-large-diverse-{preset}-0" for preset in ("edq", "diffusion-ql", "diffusion-bc")
+    ],
 }
 
 
@@ -50,9 +56,21 @@ def write_records(folder: Path) -> None:
     """Record the last evaluation of one run."""
     started, run = time.time(), json.loads((folder / "run.json").read_text())
     args, data_id = run["args"], run["dataset"]["id"]
-    flags = [x for name, x in zip([None, *run["flags"]], run["flags"]) if "--run-dir" not in (name, x)]
-    about = {"simulator": run["simulator"], "args": {k: args[k] for k in ("env_id", "preset", "seed")}}
-    about |= {"run": {"script": run["script"], "flags": flags, "threads": run["threads"], "versions": run["versions"]}}
+    flags = [
+        x for name, x in zip([None, *run["flags"]], run["flags"]) if "--run-dir" not in (name, x)
+    ]
+    about = {
+        "simulator": run["simulator"],
+        "args": {k: args[k] for k in ("env_id", "preset", "seed")},
+    }
+    about |= {
+        "run": {
+            "script": run["script"],
+            "flags": flags,
+            "threads": run["threads"],
+            "versions": run["versions"],
+        }
+    }
     data_id = Path(data_id).name if Path(data_id).is_absolute() else data_id
     about |= {"dataset": {"id": data_id, "hash": run["dataset"]["hash"]}}
     with np.load(folder / "paths.npz", allow_pickle=False) as file:
@@ -64,9 +82,16 @@ def write_records(folder: Path) -> None:
          "path": " ".join(metres(x, digits) for x in thin(path, tolerance).flatten())}
         for i, (path, arrived, (x, y)) in enumerate(zip(paths, data["arrived"], data["goals"]))
     ]  # fmt: skip
-    write_record(RECORDS / f"paths-{args['env_id']}-{args['preset']}-{args['seed']}.csv", rows, started, **about)
+    write_record(
+        RECORDS / f"paths-{args['env_id']}-{args['preset']}-{args['seed']}.csv",
+        rows,
+        started,
+        **about,
+    )
     states = [{"x": metres(x), "y": metres(y)} for x, y in data["states"]]
-    write_record(RECORDS / f"states-{args['env_id']}.csv", states, started, dataset=about["dataset"])
+    write_record(
+        RECORDS / f"states-{args['env_id']}.csv", states, started, dataset=about["dataset"]
+    )
 
 
 def read_panel(records: Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:

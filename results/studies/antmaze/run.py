@@ -40,7 +40,13 @@ CHOICES = {
     "argmax": dict(action_selection="argmax"),
     "argmax of the mean": dict(action_selection="argmax", lcb_coef=0.0, pessimism="lcb"),
 }
-BINS = {"1": (0, 1), "2 to 50": (1, 50), "51 to 150": (50, 150), "151 to 300": (150, 300), "above 300": (300, 10**9)}
+BINS = {
+    "1": (0, 1),
+    "2 to 50": (1, 50),
+    "51 to 150": (50, 150),
+    "151 to 300": (150, 300),
+    "above 300": (300, 10**9),
+}
 Tensor = torch.Tensor
 
 
@@ -71,7 +77,9 @@ def fail(sentence: str) -> None:
 def to_the_end(data, gamma: float) -> tuple[Tensor, Tensor]:
     """Steps that the data take to an `end` from each transition on, and their discounted return; `[N]`, NaN if none."""
     reward, end = data.reward.tolist(), data.end.tolist()
-    follows = (data.next_obs[:-1] == data.obs[1:]).all(1).tolist()  # the next row goes on where this one stopped
+    follows = (
+        (data.next_obs[:-1] == data.obs[1:]).all(1).tolist()
+    )  # the next row goes on where this one stopped
     found, after = [], (math.nan, math.nan)
     for i in reversed(range(len(reward))):
         if end[i]:
@@ -121,11 +129,15 @@ def ant_steps(edq, env_id: str, obs: Tensor, actions: Tensor) -> Tensor:
             qpos = ant.data.qpos
             found.append(np.concatenate([qpos[2:], ant.data.qvel, qpos[:2], o[29:]]))
     env.close()
-    return torch.tensor(np.array(found), dtype=torch.float32, device=obs.device).unflatten(0, actions.shape[:2])
+    return torch.tensor(np.array(found), dtype=torch.float32, device=obs.device).unflatten(
+        0, actions.shape[:2]
+    )
 
 
 @torch.no_grad()
-def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int, g: torch.Generator) -> dict:
+def look(
+    edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int, g: torch.Generator
+) -> dict:
     """Figures of some transitions: obs `[N, S]`, action `[N, A]`, returns `[N]`."""
     obs, action, returns = batch
     seen = (obs - agent.obs_mean) / agent.obs_std
@@ -133,19 +145,37 @@ def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int
 
     def candidates(seen: Tensor, count: int) -> tuple[Tensor, Tensor]:
         several = seen.unsqueeze(-2).expand(*seen.shape[:-1], count, -1)
-        return several, edq.sample_actions(agent.score, agent.sde, several, args.sampler, args.action_clip, g)
+        return several, edq.sample_actions(
+            agent.score, agent.sde, several, args.sampler, args.action_clip, g
+        )
 
     several, actions = candidates(seen, K)  # [N, K, S], [N, K, A]
-    bound = edq.chain_entropy_bound(agent.sde, agent.score, seen, agent.chain_std, g) / agent.score.act_dim
-    row = {"states": len(obs), "return": returns.mean(), "return_std": returns.std(), "entropy_bound": bound.mean()}
-    row |= {"spread": actions.std(1).mean(), "from_data": (actions - action.unsqueeze(1)).abs().mean()}
-    row |= {f"saturated{k}": (x.abs() > 0.99).float().mean() for k, x in (("", actions), ("_data", action))}
+    bound = (
+        edq.chain_entropy_bound(agent.sde, agent.score, seen, agent.chain_std, g)
+        / agent.score.act_dim
+    )
+    row = {
+        "states": len(obs),
+        "return": returns.mean(),
+        "return_std": returns.std(),
+        "entropy_bound": bound.mean(),
+    }
+    row |= {
+        "spread": actions.std(1).mean(),
+        "from_data": (actions - action.unsqueeze(1)).abs().mean(),
+    }
+    row |= {
+        f"saturated{k}": (x.abs() > 0.99).float().mean()
+        for k, x in (("", actions), ("_data", action))
+    }
     if not agent.q:
         return {k: float(v) for k, v in row.items()}
     of_data, q = q_of(agent, seen, action), q_of(agent, several, actions)  # [M, N], [M, N, K]
 
     def pessimistic(q: Tensor) -> Tensor:
-        return q.amin(0) if args.pessimism == "min" else edq.lower_confidence_bound(q, args.lcb_coef)
+        return (
+            q.amin(0) if args.pessimism == "min" else edq.lower_confidence_bound(q, args.lcb_coef)
+        )
 
     value = pessimistic(q)  # [N, K]
     for precision in ("tf32", "bf16"):
@@ -153,7 +183,9 @@ def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int
         error = other - value
         row[f"lcb_error_{precision}"] = (error - error.mean(1, keepdim=True)).square().mean().sqrt()
         row[f"best_changed_{precision}"] = (other.argmax(1) != value.argmax(1)).float().mean()
-        row[f"probability_moved_{precision}"] = 0.5 * (other.softmax(1) - value.softmax(1)).abs().sum(1).mean()
+        row[f"probability_moved_{precision}"] = (
+            0.5 * (other.softmax(1) - value.softmax(1)).abs().sum(1).mean()
+        )
     row |= {"q_data": of_data.mean(), "member_std": of_data.std(0).mean(), "q_candidates": q.mean()}
     row |= {"lcb_spread": value.std(1).mean(), "q_spread": q.mean(0).std(1).mean()}
     row |= {
@@ -163,11 +195,17 @@ def look(edq, agent, args, batch: tuple[Tensor, Tensor, Tensor], steps_from: int
     row |= {"q_and_return": torch.corrcoef(torch.stack([of_data.mean(0).double(), returns]))[0, 1]}
     if args.env_id.startswith("antmaze"):
         n, few = min(steps_from, len(obs)), min(20, K)
-        after = (ant_steps(edq, args.env_id, obs[:n], actions[:n, :few]) - agent.obs_mean) / agent.obs_std
+        after = (
+            ant_steps(edq, args.env_id, obs[:n], actions[:n, :few]) - agent.obs_mean
+        ) / agent.obs_std
         follow = q_of(agent, *candidates(after, 20)).mean((0, 3))  # [n, few]
         pairs = zip(q.mean(0)[:n, :few], follow)
         row |= {"next_q_spread": follow.std(1).mean()}
-        row |= {"q_and_next_q": torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean()}
+        row |= {
+            "q_and_next_q": torch.stack(
+                [torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]
+            ).mean()
+        }
     return {k: float(v) for k, v in row.items()}
 
 
@@ -183,7 +221,8 @@ def movement(path: np.ndarray, walls: np.ndarray) -> dict[str, float]:
             cell, count = way[cell], count + 1
         left.append(count)
     return {
-        "metres_per_second": np.linalg.norm(np.diff(xy, axis=0), axis=1).mean() / 0.05,  # a step is 5 x 0.01 s
+        "metres_per_second": np.linalg.norm(np.diff(xy, axis=0), axis=1).mean()
+        / 0.05,  # a step is 5 x 0.01 s
         "upside_down": (2 * (x * x + y * y) > 1).mean(),
         "cells_nearer": left[0] - min(left),
         "cells_to_goal": left[0],
@@ -200,21 +239,33 @@ def walk(edq, agent, args, folder: Path, episodes: int) -> dict[str, float]:
     finally:
         envs.close()
         edq.draw_paths = draw
-    walls = np.array([[cell == 1 for cell in line] for line in edq.TASKS[args.env_id].env_kwargs["maze_map"]])
-    rows, found = [movement(path, walls) for path in paths], {"success": edq.means(results)["score"]}
+    walls = np.array(
+        [[cell == 1 for cell in line] for line in edq.TASKS[args.env_id].env_kwargs["maze_map"]]
+    )
+    rows, found = (
+        [movement(path, walls) for path in paths],
+        {"success": edq.means(results)["score"]},
+    )
     for name in rows[0]:
         values = np.array([row[name] for row in rows], float)
-        found |= {name: values.mean(), f"{name}_error": values.std(ddof=min(1, len(rows) - 1)) / len(rows) ** 0.5}
+        found |= {
+            name: values.mean(),
+            f"{name}_error": values.std(ddof=min(1, len(rows) - 1)) / len(rows) ** 0.5,
+        }
     return {k: float(v) for k, v in found.items()}
 
 
 def propose(by: tuple, agent, args):
     """Put the policy of another run, (script, arguments, agent, step), into an agent, with its SDE and its sampler."""
     _, other, actor, _ = by
-    if not (torch.equal(agent.obs_mean, actor.obs_mean) and torch.equal(agent.obs_std, actor.obs_std)):
+    if not (
+        torch.equal(agent.obs_mean, actor.obs_mean) and torch.equal(agent.obs_std, actor.obs_std)
+    ):
         fail("the two runs standardise observations differently")
     agent.score, agent.sde = actor.score, actor.sde
-    same = {k: getattr(other, k) for k in ("num_diffusion_steps", "schedule", "sampler", "action_clip")}
+    same = {
+        k: getattr(other, k) for k in ("num_diffusion_steps", "schedule", "sampler", "action_clip")
+    }
     return replace(args, **same)
 
 
@@ -223,7 +274,9 @@ def main(args: Args) -> None:
     loaded, about = {}, {}
 
     def load(folder: Path):
-        edq = importlib.import_module(Path(json.loads((folder / "run.json").read_text())["script"]).stem)
+        edq = importlib.import_module(
+            Path(json.loads((folder / "run.json").read_text())["script"]).stem
+        )
         run, _ = edq.parse_args(["--evaluate", str(folder)])
         envs = edq.vector_env(replace(run, eval_envs=1))
         (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
@@ -244,7 +297,13 @@ def main(args: Args) -> None:
                     how = {"actor": actor.name, "choose": choose, "episodes": args.walk}
                     figures = walk(edq, agent, replace(run, **CHOICES[choose]), folder, args.walk)
                     rows.append(row | how | figures)
-                    print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()), flush=True)
+                    print(
+                        *(
+                            f"{k} {v:.3g}" if isinstance(v, float) else v
+                            for k, v in rows[-1].items()
+                        ),
+                        flush=True,
+                    )
             continue
         if run.dataset_id not in loaded:
             data, info = edq.load_dataset(run, device)
@@ -258,13 +317,20 @@ def main(args: Args) -> None:
                 continue
             found = found[torch.randperm(len(found), generator=g, device=device)[: args.states]]
             batch = data.obs[found], data.action[found], returns[found]
-            rows.append(row | {"steps_left": name} | look(edq, agent, run, batch, args.steps_from, g))
-            print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()), flush=True)
+            rows.append(
+                row | {"steps_left": name} | look(edq, agent, run, batch, args.steps_from, g)
+            )
+            print(
+                *(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items()),
+                flush=True,
+            )
     if not rows:
         fail("from no state do the data go on to an end")
     names = dict.fromkeys(name for row in rows for name in row)
     gpu = torch.cuda.get_device_name() if device == "cuda" else ""
-    write_record(args.out, [dict.fromkeys(names, "") | row for row in rows], started, gpu=gpu, **about)
+    write_record(
+        args.out, [dict.fromkeys(names, "") | row for row in rows], started, gpu=gpu, **about
+    )
 
 
 if __name__ == "__main__":

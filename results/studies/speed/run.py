@@ -51,8 +51,15 @@ class Args:
     batch: tuple[int, ...] = (256, 1024)  # B
     max_q: tuple[bool, ...] = (False, True)  # the ten-sample backup
     compile: tuple[Literal["on", "off"], ...] = ("on", "off")
-    precision: tuple[Literal["fp32", "tf32", "bf16"], ...] | None = None  # default: all that the device is fast at
-    entropy: tuple[Literal["released", "none", "bridge", "chain"], ...] = ("released", "none", "bridge", "chain")
+    precision: tuple[Literal["fp32", "tf32", "bf16"], ...] | None = (
+        None  # default: all that the device is fast at
+    )
+    entropy: tuple[Literal["released", "none", "bridge", "chain"], ...] = (
+        "released",
+        "none",
+        "bridge",
+        "chain",
+    )
     cross: bool = False  # every combination instead
     obs_dim: int = 17
     act_dim: int = 6
@@ -117,7 +124,10 @@ def products_alone(seen: Counter, device: str) -> Callable[[], None]:
     torch.cuda.synchronize()
     with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
         run()
-    return lambda: (graph.replay(), calls)  # keeps the tensors, whose memory the graph reads, as long as itself
+    return lambda: (
+        graph.replay(),
+        calls,
+    )  # keeps the tensors, whose memory the graph reads, as long as itself
 
 
 def peak_memory(device: str, reset: bool = False) -> float:
@@ -131,7 +141,11 @@ def peak_memory(device: str, reset: bool = False) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) / 2**10
+        for line in status.read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def wait_for_turn() -> list[str]:
@@ -154,7 +168,9 @@ def alternate(sides: dict[str, Callable], args: Args, device: str) -> dict[str, 
     for call in sides.values():
         turn(call, 6)  # compiling, recording and allocating are not timed
     wait_for_turn()
-    repeats = {name: max(1, math.ceil(args.seconds * 1e3 / turn(call, 1))) for name, call in sides.items()}
+    repeats = {
+        name: max(1, math.ceil(args.seconds * 1e3 / turn(call, 1))) for name, call in sides.items()
+    }
     times = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, call in sides.items():
@@ -167,7 +183,9 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def prepare(args: Args, setting: dict, device: str) -> tuple[Callable, Products, FlopCounterMode, object]:
+def prepare(
+    args: Args, setting: dict, device: str
+) -> tuple[Callable, Products, FlopCounterMode, object]:
     """Our update as a function of nothing, ready to be timed; its products and operations; its data."""
     import edq_mujoco as edq
 
@@ -189,7 +207,9 @@ def prepare(args: Args, setting: dict, device: str) -> tuple[Callable, Products,
     with FlopCounterMode(display=False) as flops, Products() as products:
         step()
     if setting["compile"] == "on":
-        step = edq.make_step(agent, data, edq.resolve(replace(plain, compile="on"), device), g, 0, False)
+        step = edq.make_step(
+            agent, data, edq.resolve(replace(plain, compile="on"), device), g, 0, False
+        )
     return step, products, flops, data
 
 
@@ -208,10 +228,16 @@ def time_update(args: Args, setting: dict, device: str) -> dict:
     times = alternate(sides, args, device)
     work = flops.get_total_flops()
     row = {**setting, "device": device, **spread("ms", times["ours"])}
-    row |= {"updates_per_second": 1e3 / row["ms"], "gflop": work / 1e9, "tflops": work / row["ms"] / 1e9}
+    row |= {
+        "updates_per_second": 1e3 / row["ms"],
+        "gflop": work / 1e9,
+        "tflops": work / row["ms"] / 1e9,
+    }
     row |= {"peak_mib": peak, **spread("products_ms", times["products"])}
     row["over_products"] = row["ms"] / row["products_ms"]
-    row["share_of_product_rate"] = 1 / row["over_products"]  # achieved FLOP/s over that of the products alone
+    row["share_of_product_rate"] = (
+        1 / row["over_products"]
+    )  # achieved FLOP/s over that of the products alone
     if args.other:
         row |= spread("other_ms", times["other"])
         row |= spread("over_other", [a / b for a, b in zip(times["ours"], times["other"])])
@@ -224,7 +250,12 @@ def time_acting(args: Args, setting: dict, device: str) -> dict:
 
     import edq_mujoco as edq
 
-    task = edq.Args(env_id="hopper-medium", num_critics=setting["M"], compile="off", precision=setting["precision"])
+    task = edq.Args(
+        env_id="hopper-medium",
+        num_critics=setting["M"],
+        compile="off",
+        precision=setting["precision"],
+    )
     task = edq.resolve(replace(task, compile=setting["compile"]), device)
     torch.set_float32_matmul_precision("high" if setting["precision"] == "tf32" else "highest")
     torch.manual_seed(0)
@@ -302,7 +333,9 @@ def start_child(setting: dict, flags: list[str]) -> subprocess.Popen:
     """A process that makes itself ready to measure one setting, prints READY and waits for a line."""
     errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads meanwhile would fill up
     command = [sys.executable, __file__, "--setting", json.dumps(setting), *flags]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+    )
     child.errors = errors
     return child
 
@@ -323,12 +356,18 @@ def go(child: subprocess.Popen, words: str = "") -> None:
     child.stdin.flush()
 
 
-def side_by_side(args: Args, base: dict, flags: list[str], device: str, mps: bool) -> Iterator[dict]:
+def side_by_side(
+    args: Args, base: dict, flags: list[str], device: str, mps: bool
+) -> Iterator[dict]:
     """Rows of k equal runs at once: threads split between them, then (on a CPU) not."""
     cores, sizes = torch.get_num_threads(), dict.fromkeys((4, base["M"]))
     settings = {M: {**base, "what": "together", "M": M} for M in sizes}
-    children = {M: [start_child(settings[M], flags) for _ in range(max(args.together))] for M in sizes}
-    ready = [line_of(child, "READY") is not None for of_size in children.values() for child in of_size]
+    children = {
+        M: [start_child(settings[M], flags) for _ in range(max(args.together))] for M in sizes
+    }
+    ready = [
+        line_of(child, "READY") is not None for of_size in children.values() for child in of_size
+    ]
     for M, k in itertools.product(sizes, args.together) if all(ready) else ():
         splits = [max(1, cores // k)] + ([cores] if device == "cpu" and 1 < k else [])
         for threads in dict.fromkeys(splits):
@@ -341,8 +380,15 @@ def side_by_side(args: Args, base: dict, flags: list[str], device: str, mps: boo
                 go(child)
             speeds = [float(line_of(child, "ROW") or "nan") for child in some]
             row = {"M": M, "precision": base["precision"], "device": device, "mps": mps, "runs": k}
-            row |= {"threads_each": threads, "slowest": min(speeds), "updates_per_second_in_all": sum(speeds)}
-            print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+            row |= {
+                "threads_each": threads,
+                "slowest": min(speeds),
+                "updates_per_second_in_all": sum(speeds),
+            }
+            print(
+                *(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()),
+                flush=True,
+            )
             yield row | {k: v for k, v in hardware(device).items() if k != "threads"}
     for child in itertools.chain(*children.values()):
         child.communicate("\n")  # an empty line: that was all
@@ -362,7 +408,10 @@ def run_together(args: Args, base: dict, flags: list[str], device: str) -> Itera
 def hardware(device: str) -> dict:
     """Columns that say what a row was measured on."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((x.split(":")[1].strip() for x in cpuinfo.splitlines() if x.startswith("model name")), "unknown")
+    model = next(
+        (x.split(":")[1].strip() for x in cpuinfo.splitlines() if x.startswith("model name")),
+        "unknown",
+    )
     sets = [x for x in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {x}" in cpuinfo]
     return {
         "threads": torch.get_num_threads(), "cpu": model, "instructions": " ".join(sets),
@@ -374,7 +423,9 @@ def hardware(device: str) -> dict:
 def settings(args: Args, device: str) -> list[dict]:
     """What to measure: around the base one axis at a time, or everything."""
     fast = "_bf16" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
-    precisions = args.precision or (("tf32", "bf16", "fp32") if device == "cuda" else ("fp32", "bf16")[: 1 + fast])
+    precisions = args.precision or (
+        ("tf32", "bf16", "fp32") if device == "cuda" else ("fp32", "bf16")[: 1 + fast]
+    )
     axes = {
         "M": args.critics, "T": args.steps, "B": args.batch, "max_q": args.max_q, "compile": args.compile,
         "precision": precisions, "entropy": args.entropy,
@@ -387,7 +438,11 @@ def settings(args: Args, device: str) -> list[dict]:
         for name, values in axes.items():
             for value in values[0 if name in ("M", "max_q") else 1 :]:
                 found.append(base | {name: value})
-                if name in ("M", "max_q", "T"):  # these matter most: also eagerly, and in the other precisions
+                if name in (
+                    "M",
+                    "max_q",
+                    "T",
+                ):  # these matter most: also eagerly, and in the other precisions
                     found += [base | {name: value, "compile": mode} for mode in args.compile[1:]]
                     found += [base | {name: value, "precision": p} for p in precisions[1:]]
     fewest = {"released": 3, "bridge": 2}
@@ -407,7 +462,11 @@ def tables(records: Path) -> dict[str, str]:
         }
 
     def ms(row: dict, column: str = "ms") -> str:
-        return f"{float(row[column]):.{0 if float(row[column]) >= 20 else 1}f}" if row.get(column) else "-"
+        return (
+            f"{float(row[column]):.{0 if float(row[column]) >= 20 else 1}f}"
+            if row.get(column)
+            else "-"
+        )
 
     def ratio(row: dict) -> str:
         values = [float(row.get(f"over_other{x}") or "nan") for x in ("", "_min", "_max")]
@@ -416,14 +475,22 @@ def tables(records: Path) -> dict[str, str]:
     table = []
     for M, max_q in (("4", "False"), ("8", "False"), ("64", "False"), ("64", "True")):
         modes = (("on", "fp32"), ("on", "bf16"), ("off", "fp32"))
-        fp32, bf16, eager = (rows.get((M, max_q, *mode), {}) for mode in modes)  # bf16: where the processor has it
-        over_products = ", ".join(f"{float(row['over_products']):.2f}" for row in (fp32, bf16) if row)
+        fp32, bf16, eager = (
+            rows.get((M, max_q, *mode), {}) for mode in modes
+        )  # bf16: where the processor has it
+        over_products = ", ".join(
+            f"{float(row['over_products']):.2f}" for row in (fp32, bf16) if row
+        )
         label = f"M = {M}" + (", max-Q" if max_q == "True" else "")
         times = [ms(fp32, "other_ms"), *map(ms, (eager, fp32, bf16))]
         table.append([label, *times, ratio(fp32), ratio(bf16), over_products])
     head = ["setting", "authors", "ours, eager", "compiled, fp32", "compiled, bf16"]
     head += ["ratio to the authors, fp32 (range)", "bf16 (range)", "over its products, fp32, bf16"]
-    return {"speed": markdown(head, table), "speed-gpu": on_gpu(records), "speed-gpu-together": together(records)}
+    return {
+        "speed": markdown(head, table),
+        "speed-gpu": on_gpu(records),
+        "speed-gpu-together": together(records),
+    }
 
 
 def on_gpu(records: Path) -> str:
@@ -434,7 +501,9 @@ def on_gpu(records: Path) -> str:
         theirs = [float(r["other_ms"]) for r in of.values()]
         (eager,) = (float(r["ms"]) for (mode, _), r in of.items() if mode == "off")
         cells = [f"{min(theirs):.0f} to {max(theirs):.0f}", f"{eager:.0f}"]
-        cells += [f"{float(of['on', precision]['ms']):.2f}" for precision in ("fp32", "bf16", "tf32")]
+        cells += [
+            f"{float(of['on', precision]['ms']):.2f}" for precision in ("fp32", "bf16", "tf32")
+        ]
         times = [1 / float(of["on", "tf32"][f"over_other{end}"]) for end in ("", "_max", "_min")]
         label = f"M = {M}" + (", max-Q" if max_q == "True" else "")
         table.append([label, *cells, "{:.0f} ({:.0f} to {:.0f})".format(*times)])
@@ -446,7 +515,8 @@ def together(records: Path) -> str:
     """Updates a second of several runs on one GPU, in a sentence."""
     rows = [row for row in csv_rows(records / "speed-gpu-together.csv") if row["mps"] == "False"]
     found = {
-        M: ", ".join(f"{float(r['updates_per_second_in_all']):,.0f}" for r in rows if r["M"] == M) for M in ("4", "64")
+        M: ", ".join(f"{float(r['updates_per_second_in_all']):,.0f}" for r in rows if r["M"] == M)
+        for M in ("4", "64")
     }
     counts = ", ".join(dict.fromkeys(r["runs"] for r in rows))
     return f"{counts} at once make {found['4']} updates a second in all at M = 4, and {found['64']} at M = 64"
@@ -467,7 +537,10 @@ def plot(rows: list[dict], path: str | Path, label: str = "other side") -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
     first = rows[0]
-    for axis, x, fixed in ((axes[0], "M", ("T", "B", "max_q")), (axes[1], "T", ("M", "B", "max_q"))):
+    for axis, x, fixed in (
+        (axes[0], "M", ("T", "B", "max_q")),
+        (axes[1], "T", ("M", "B", "max_q")),
+    ):
         same = [r for r in rows if all(r[k] == first[k] for k in fixed)]
         lines = {}
         for row in same:
@@ -476,7 +549,11 @@ def plot(rows: list[dict], path: str | Path, label: str = "other side") -> None:
             kind = f"ours, {'compiled' if row['compile'] == 'on' else 'eager'}, {row['precision']}"
             lines.setdefault(kind, {}).setdefault(int(row[x]), row)
             if row.get("other_ms") and row["compile"] == first["compile"]:
-                other = {"ms": row["other_ms"], "ms_min": row["other_ms_min"], "ms_max": row["other_ms_max"]}
+                other = {
+                    "ms": row["other_ms"],
+                    "ms_min": row["other_ms_min"],
+                    "ms_max": row["other_ms_max"],
+                }
                 lines.setdefault(f"{label}, fp32", {}).setdefault(int(row[x]), other)
         for kind, points in sorted(lines.items()):
             xs = sorted(points)
@@ -485,7 +562,11 @@ def plot(rows: list[dict], path: str | Path, label: str = "other side") -> None:
                 continue
             error = [[m - a for m, a in zip(ms, low)], [b - m for m, b in zip(ms, high)]]
             axis.errorbar(xs, ms, error, marker="o", markersize=4, capsize=2, label=kind)
-        axis.set(xlabel={"M": "M, critics", "T": "T, diffusion steps"}[x], ylabel="ms per update", xticks=xs)
+        axis.set(
+            xlabel={"M": "M, critics", "T": "T, diffusion steps"}[x],
+            ylabel="ms per update",
+            xticks=xs,
+        )
         axis.set_xscale("log", base=2)
         axis.set_xticks(xs, [str(v) for v in xs])
         axis.minorticks_off()
@@ -496,7 +577,9 @@ def plot(rows: list[dict], path: str | Path, label: str = "other side") -> None:
     where = first["gpu"] or f"{first['cpu']}, {first['threads']} threads"
     axes[0].set_title(f"T = {first['T']}, batch {first['B']}: {where}", fontsize=9)
     axes[1].set_title(f"M = {first['M']}, batch {first['B']}", fontsize=9)
-    figure.savefig(path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None)
+    figure.savefig(
+        path, dpi=150, metadata={"Software": None} if Path(path).suffix == ".png" else None
+    )
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -515,17 +598,28 @@ def main(args: Args) -> None:
         torch.set_num_threads(args.threads)
     if args.setting:  # a child process: one row, as JSON
         setting = json.loads(args.setting)
-        measure = {"update": time_update, "acting": time_acting, "together": time_together}[setting.pop("what")]
+        measure = {"update": time_update, "acting": time_acting, "together": time_together}[
+            setting.pop("what")
+        ]
         if row := measure(args, setting, device):
             print("ROW " + json.dumps(row | hardware(device)))
         return
     todo = [{"what": "update", **setting} for setting in settings(args, device)]
     if args.acting:
         modes = itertools.product(args.compile, dict.fromkeys(s["precision"] for s in todo))
-        todo += [{"what": "acting", "M": 8, "T": 5, "K": 50, "compile": c, "precision": p} for c, p in modes]
+        todo += [
+            {"what": "acting", "M": 8, "T": 5, "K": 50, "compile": c, "precision": p}
+            for c, p in modes
+        ]
     updates, acting = [], []
-    out = args.out or ROOT / "results" / "records" / ("speed-gpu.csv" if device == "cuda" else "speed.csv")
-    passed = {k: v for k, v in asdict(args).items() if k in ("obs_dim", "act_dim", "rounds", "seconds", "threads")}
+    out = args.out or ROOT / "results" / "records" / (
+        "speed-gpu.csv" if device == "cuda" else "speed.csv"
+    )
+    passed = {
+        k: v
+        for k, v in asdict(args).items()
+        if k in ("obs_dim", "act_dim", "rounds", "seconds", "threads")
+    }
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in passed.items() if v is not None]
     flags += ["--other", args.other, "--other-path", args.other_path] if args.other else []
     for i in range(0, len(todo), args.ahead):
@@ -538,19 +632,33 @@ def main(args: Args) -> None:
             row = json.loads(found)
             child.communicate()
             (acting if setting["what"] == "acting" else updates).append(row)
-            shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items() if k not in hardware(device)}
-            print(*(f"{k}={v}" for k, v in shown.items() if not k.endswith(("_min", "_max"))), flush=True)
+            shown = {
+                k: f"{v:.3g}" if isinstance(v, float) else v
+                for k, v in row.items()
+                if k not in hardware(device)
+            }
+            print(
+                *(f"{k}={v}" for k, v in shown.items() if not k.endswith(("_min", "_max"))),
+                flush=True,
+            )
             for path, rows in ((out, updates), (out.with_stem(out.stem + "-acting"), acting)):
                 if rows:
                     write_rows(path, rows)
     if args.together:
         base = {k: v for k, v in todo[0].items() if k != "what"}
-        flags, rows = [f for f in flags if not f.startswith("--threads")] + ["--threads=1"], []  # until told otherwise
+        flags, rows = (
+            [f for f in flags if not f.startswith("--threads")] + ["--threads=1"],
+            [],
+        )  # until told otherwise
         for row in run_together(args, base, flags, device):
             rows.append(row)
             write_rows(out.with_stem(out.stem + "-together"), rows)
     if args.plot and updates:
-        plot(updates, args.plot, getattr(other_side(args), "LABEL", "other side") if args.other else "")
+        plot(
+            updates,
+            args.plot,
+            getattr(other_side(args), "LABEL", "other side") if args.other else "",
+        )
 
 
 if __name__ == "__main__":
