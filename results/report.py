@@ -4,8 +4,8 @@
     python results/report.py --check    # writes nothing; names what differs from the records
 
 On a page a table stands between `<!-- table NAME -->` and `<!-- end table -->`; what is between is
-replaced. A study is a folder of results/studies whose tables.py has two functions that read nothing but
-records (CSV files, see common/records.py):
+replaced. A study is a folder of results/studies whose tables.py has two functions that read
+nothing but records (CSV files, see common/records.py):
 
     tables(records: Path) -> dict[str, str]      # by NAME, the Markdown that goes there
     figures(records: Path, out: Path) -> None    # writes PNG files into `out`
@@ -78,7 +78,8 @@ def fill(page: str, text: str, tables: dict[str, str]) -> tuple[str, list[str], 
 
 
 def report(root: Path, write: bool) -> list[str]:
-    """Fill the tables of the pages under `root`, or only compare them; what is wrong, a sentence each."""
+    """Fill the tables of the pages under `root`, or only compare them; what is wrong, a sentence
+    each."""
     tables, problems = all_tables(root / "results" / "records")
     shown = set()
     for path in pages(root):

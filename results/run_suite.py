@@ -5,17 +5,18 @@
     python results/run_suite.py --suite my_suite.toml --at-once 2   # a suite of your own
     python results/run_suite.py --suite antmaze --engine ray --address auto --per-gpu 4 --threads 4
 
-A suite is a TOML file, see results/suites: flags for all runs, and for each script its tasks and arms
-(name = flags). An arm is what is compared: a preset, or a preset with other flags. A run goes to
-RUNS/SUITE/TASK__ARM__SEED, its output to the .log beside it. Start the same command again after any
-stop: a run that was begun goes on from its checkpoint, one that is finished, or whose rows are in the
-records already, is skipped. Nothing is deleted.
+A suite is a TOML file, see results/suites: flags for all runs, and for each script its tasks and
+arms (name = flags). An arm is what is compared: a preset, or a preset with other flags. A run goes
+to RUNS/SUITE/TASK__ARM__SEED, its output to the .log beside it. Start the same command again after
+any stop: a run that was begun goes on from its checkpoint, one that is finished, or whose rows are
+in the records already, is skipped. Nothing is deleted.
 
-As each run ends, RECORDS/SUITE.csv (a row a run) and RECORDS/SUITE-curves.csv (a row an evaluation) are
-written again; --so-far puts in runs that are not finished, as far as they have been evaluated. With Ray
-this repository and the folder of runs have to be at the same path on all nodes, on a file system that
-all see, with the same Python environment and datasets. A run that is killed is given to another worker,
-where it goes on from its checkpoint. A Ctrl-C there loses what came after the last checkpoints.
+As each run ends, RECORDS/SUITE.csv (a row a run) and RECORDS/SUITE-curves.csv (a row an
+evaluation) are written again; --so-far puts in runs that are not finished, as far as they have
+been evaluated. With Ray this repository and the folder of runs have to be at the same path on all
+nodes, on a file system that all see, with the same Python environment and datasets. A run that is
+killed is given to another worker, where it goes on from its checkpoint. A Ctrl-C there loses what
+came after the last checkpoints.
 """
 
 import ctypes
@@ -34,7 +35,8 @@ import time
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -45,9 +47,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from results.common.records import RECORDS, ROOT, csv_rows, write_record
-from results.common.runs import fail, read_json
+from results.common.runs import fail, read_json, script_of
 
 SUITES = ROOT / "results" / "suites"
+SETTLED = 4e-3  # difference of diffusion losses
 CURVE = {  # columns of a curve, and the metrics that they are
     "q_mean": "q/mean",
     "q_std": "q/std",
@@ -364,7 +367,8 @@ def scores_by_step(run: Run) -> dict[int, list[float]]:
 
 
 def summary_of(run: Run) -> dict:
-    """summary.json; of a run that is not finished what it would hold: last and best score so far."""
+    """summary.json; of a run that is not finished what it would hold: last and best score so
+    far."""
     if run.finished():
         return read_json(run.folder / "summary.json")
     history = []
@@ -374,7 +378,25 @@ def summary_of(run: Run) -> dict:
         mean = statistics.fmean(scores)
         history.append({"step": step, "score": mean, "standard_error": error})
     best = max(history, key=lambda point: point["score"])
-    return {"last": history[-1], "best": best, "offline": {**history[-1], "note": ""}}
+    return {"last": history[-1], "best": best, "offline": history[-1]}
+
+
+def has_settled(metrics: list[dict], evaluations: list[int]) -> bool:
+    """Whether the mean diffusion loss of an interval between evaluations is that of the one before.
+
+    That is when an evaluation can be chosen without the environment (App. B.8 of the paper).
+    """
+    losses = []
+    before = 0
+    for step in evaluations:
+        inside = [row for row in metrics if before < int(row["step"]) <= step]
+        ends = [before, *(int(row["step"]) for row in inside)]
+        updates = [end - start for start, end in pairwise(ends)]
+        of_rows = [float(row["losses/diffusion"]) for row in inside]
+        total = sum(n * loss for n, loss in zip(updates, of_rows))
+        losses.append(total / (step - before))
+        before = step
+    return any(abs(b - a) < SETTLED for a, b in pairwise(losses))
 
 
 def main_row(run: Run) -> dict:
@@ -383,7 +405,7 @@ def main_row(run: Run) -> dict:
     args, data = about["args"], about["dataset"]
     summary = summary_of(run)
     last = summary["last"]
-    offline = summary.get("offline") or last
+    offline = summary["offline"]
     metrics = csv_rows(run.folder / "metrics.csv")
     metrics = [row for row in metrics if int(row["step"]) <= last["step"]]
     speeds = [float(row["charts/sps"]) for row in metrics]
@@ -408,12 +430,12 @@ def main_row(run: Run) -> dict:
         "threads": about["threads"],
         "torch": about["versions"]["torch"],
         "flags": " ".join(run.flags),
-        "settled": "note" not in offline,
-        "gpu": about["gpu"] or "",
-        "capability": about["system"][2],
+        "settled": has_settled(metrics, list(scores_by_step(run))),
+        "gpu": about["device"] if about["device"] != "cpu" else "",
+        "capability": about["cpu"],
         "precision": args["precision"],
-        "compile": args["compile"],
-        "git_commit": about["git_commit"],
+        "compile": "on" if args["compile"] else "off",
+        "script_hash": about["script_hash"],
         "finished": run.finished(),
         "updates_per_second": statistics.median(speeds) if speeds else "",
         "script": run.script,
@@ -513,9 +535,13 @@ def check_folders(left: list[Run]) -> None:
         path = run.folder / "run.json"
         if not path.exists():
             continue
-        flags = read_json(path)["flags"]
-        if flags[: len(run.flags)] != run.flags:
-            fail(f"{run.folder} holds a run with other flags; move it away first")
+        saved = read_json(path)["args"]
+        asked = asdict(script_of(run.script).parse_args(run.flags))
+        for name in ("run_dir", "resume", "precision"):  # settled by the run itself
+            asked.pop(name)
+        other = [name for name, value in asked.items() if saved.get(name) != value]
+        if other:
+            fail(f"{run.folder} holds a run with another {', '.join(other)}; move it away first")
 
 
 def hold(folder: Path) -> object:

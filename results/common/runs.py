@@ -1,4 +1,5 @@
-"""A finished run of one of the three scripts, loaded: its script as a module, arguments, agent, data."""
+"""A finished run of one of the three scripts, loaded: its script as a module, arguments, agent,
+data."""
 
 import importlib
 import json

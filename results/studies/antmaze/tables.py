@@ -1,98 +1,106 @@
-"""AntMaze at the paper's size on a GPU: tables and picture of the suite antmaze-gpu and of what diagnose.py saw in it.
+"""AntMaze at the paper's size on a GPU: tables and picture of the suite antmaze-gpu and of run.py.
 
-The runs were stopped when the time on the GPU was over, and recorded with `benchmark.py --suite antmaze-gpu --so-far`.
-Of the networks only a part could be taken along: the policies, and of EDQ 16 of the 64 critics; diagnose.py looked at
-these on a CPU, with the dataset rebuilt there.
+The runs were stopped when the time on the GPU was over, and recorded with
+`run_suite.py --suite antmaze-gpu --so-far`. Of the networks only a part could be taken along: the
+policies, and of EDQ 16 of the 64 critics; run.py looked at these on a CPU, with the dataset rebuilt
+there.
 """
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from record import csv_rows, markdown
-from scipy.stats import binomtest
-from scores import ARMS, COLOURS
+
+from results.common.intervals import success_interval
+from results.common.pictures import draw_mazes
+from results.common.records import column, csv_rows, markdown, pick
+from results.studies.benchmark.scores import ARMS, COLOURS
+
+SUITE = "antmaze-gpu"
+PATHS = [f"antmaze-large-diverse-{arm}-0" for arm in ("edq", "diffusion-ql", "diffusion-bc")]
 
 
-def interval(row: dict, column: str = "last") -> tuple[float, float]:
-    """Clopper and Pearson's exact 95 % interval of a success rate in %."""
-    episodes = int(row["episodes"])
-    found = binomtest(round(float(row[column]) * episodes / 100), episodes).proportion_ci()
-    return 100 * found.low, 100 * found.high
+def curves(records: Path) -> dict[tuple[str, str], list[dict]]:
+    """Evaluations of each run, by arm and seed."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in csv_rows(records / "benchmark" / f"{SUITE}-curves.csv"):
+        found.setdefault((row["arm"], row["seed"]), []).append(row)
+    return dict(sorted(found.items(), key=lambda item: [*ARMS].index(item[0][0])))
+
+
+def run_of(records: Path, arm: str, seed: str) -> dict:
+    (row,) = pick(csv_rows(records / "benchmark" / f"{SUITE}.csv"), arm=arm, seed=seed)
+    return row
+
+
+def has_critics(curve: list[dict]) -> bool:
+    return float(curve[-1]["q_max_abs"]) > 0
 
 
 def reached(records: Path) -> str:
     """A run a row: how far it came, its success, and how fast it was."""
-    rows, order = [], list(ARMS)
-    for row in sorted(
-        csv_rows(records / "benchmark" / "antmaze-gpu.csv"), key=lambda r: order.index(r["arm"])
-    ):
-        success = "{:.0f} ({:.1f} to {:.1f})".format(float(row["last"]), *interval(row))
-        curve = csv_rows(records / "benchmark" / "antmaze-gpu-curves.csv")
-        curve = [r for r in curve if (r["arm"], r["seed"]) == (row["arm"], row["seed"])]
-        M = row["critics"] if float(curve[-1]["q_max_abs"]) else "-"
-        speed = f"{float(row['updates_per_second']):,.0f}"
-        minutes = f"{float(row['seconds']) / 60:.1f}"
-        best = f"{float(row['best']):.0f}, of {len(curve)} evaluations"
-        label = f"{ARMS[row['arm']]}, seed {row['seed']}"
+    rows = []
+    for (arm, seed), curve in curves(records).items():
+        row = run_of(records, arm, seed)
+        last = float(row["last"])
+        low, high = success_interval(last, int(row["episodes"]))
         rows.append(
-            [label, M, f"{int(row['updates']):,}", success, best, speed, minutes, row["gpu"]]
+            [
+                f"{ARMS[arm]}, seed {seed}",
+                row["critics"] if has_critics(curve) else "-",
+                f"{int(row['updates']):,}",
+                f"{last:.0f} ({low:.1f} to {high:.1f})",
+                f"{float(row['best']):.0f}, of {len(curve)} evaluations",
+                f"{float(row['updates_per_second']):,.0f}",
+                f"{float(row['seconds']) / 60:.1f}",
+                row["gpu"],
+            ]
         )
     head = ["run", "M", "updates", "last success, % (95 % interval)", "best, %"]
     return markdown([*head, "updates a second", "minutes", "hardware"], rows)
 
 
+def critics_say(row: dict) -> list[str]:
+    """What the critics of a run say of some states; dashes if it has none."""
+    if not row["q_data"]:
+        return ["-"] * 7
+    equal = row["steps_left"] == "1"  # all returns are equal there
+    correlation = "-" if equal else f"{float(row['q_and_return']):.2f}"
+    names = ("member_std", "member_std_spread", "lcb_spread", "next_q_spread", "q_and_next_q")
+    others = [f"{float(row[name]):.2f}" for name in names]
+    return [f"{float(row['q_data']):.0f}", correlation, *others]
+
+
 def inside(records: Path) -> str:
     """What critics and policies say, by the steps that the data still take."""
     rows = []
-    for row in csv_rows(records / "diagnose-antmaze.csv"):
-        f = {k: float(v) for k, v in row.items() if v and k not in ("run", "preset", "steps_left")}
-        cells = [
-            ARMS[row["preset"]],
-            row["steps_left"],
-            f"{f['return']:.0f} ± {f['return_std']:.0f}",
-        ]
-        if row["q_data"]:
-            correlation = (
-                "-" if row["steps_left"] == "1" else f"{f['q_and_return']:.2f}"
-            )  # all returns are equal there
-            cells += [
-                f"{f['q_data']:.0f}",
-                correlation,
-                f"{f['member_std']:.2f}",
-                f"{f['member_std_spread']:.2f}",
+    for row in csv_rows(records / "antmaze" / "inside.csv"):
+        returns = f"{float(row['return']):.0f} ± {float(row['return_std']):.0f}"
+        policy, data = 100 * float(row["saturated"]), 100 * float(row["saturated_data"])
+        rows.append(
+            [
+                ARMS[row["preset"]],
+                row["steps_left"],
+                returns,
+                *critics_say(row),
+                f"{float(row['spread']):.2f}",
+                f"{policy:.0f} ({data:.0f})",
+                f"{float(row['entropy_bound']):.2f}",
             ]
-            cells += [
-                f"{f['lcb_spread']:.2f}",
-                f"{f['next_q_spread']:.2f}",
-                f"{f['q_and_next_q']:.2f}",
-            ]
-        else:
-            cells += ["-"] * 7
-        cells += [
-            f"{f['spread']:.2f}",
-            f"{100 * f['saturated']:.0f} ({100 * f['saturated_data']:.0f})",
-        ]
-        rows.append([*cells, f"{f['entropy_bound']:.2f}"])
+        )
     head = [
         "run",
         "steps to the goal",
         "return of the data",
         "Q of its action",
         "correlation of the two",
-    ]
-    head += [
         "std over members",
         "how much that differs among the candidates (std)",
         "their LCB (std)",
-    ]
-    head += [
         "value of where they lead (std)",
         "its correlation with their Q",
         "their action components (std)",
-    ]
-    head += [
         "components at the edge of the box, % (of the data's)",
-        "entropy bound, nats a dimension",
+        "entropy bound, nats per dimension",
     ]
     return markdown(head, rows)
 
@@ -100,112 +108,83 @@ def inside(records: Path) -> str:
 def precision(records: Path) -> str:
     """What rounding does to the LCB of the candidates."""
     rows = []
-    for row in csv_rows(records / "diagnose-antmaze.csv"):
-        if row["q_data"]:
-            cells = [ARMS[row["preset"]], row["steps_left"], f"{float(row['lcb_spread']):.2f}"]
-            for name in ("tf32", "bf16"):
-                cells += [
-                    f"{float(row[f'lcb_error_{name}']):.3f}",
-                    f"{100 * float(row[f'best_changed_{name}']):.0f}",
-                ]
-            rows.append(cells)
-    head = [
-        "critics",
-        "steps to the goal",
-        "LCB over the candidates, std",
-        "error in tf32",
-        "best changed, %",
-    ]
-    return markdown([*head, "error in bf16", "best changed, %"], rows)
+    for row in csv_rows(records / "antmaze" / "inside.csv"):
+        if not row["q_data"]:
+            continue
+        cells = [ARMS[row["preset"]], row["steps_left"], f"{float(row['lcb_spread']):.2f}"]
+        for name in ("tf32", "bf16"):
+            error = float(row[f"lcb_error_{name}"])
+            changed = 100 * float(row[f"best_changed_{name}"])
+            cells += [f"{error:.3f}", f"{changed:.0f}"]
+        rows.append(cells)
+    head = ["critics", "steps to the goal", "LCB over the candidates, std", "error in tf32"]
+    return markdown([*head, "best changed, %", "error in bf16", "best changed, %"], rows)
 
 
-def rounding(records: Path) -> str:
-    """The errors as shares of what the candidates of a state differ by, smallest and largest, in a sentence."""
-    rows, parts = (
-        [
-            r
-            for r in csv_rows(records / "diagnose-antmaze.csv")
-            if r["q_data"] and r["steps_left"] != "1"
-        ],
-        [],
-    )
-    for name in ("tf32", "bf16"):
-        shares = [100 * float(row[f"lcb_error_{name}"]) / float(row["lcb_spread"]) for row in rows]
-        parts.append(f"{name} by {min(shares):.0f} to {max(shares):.0f} %")
-    return " and ".join(parts)
+def with_error(row: dict, name: str, digits: int, scale: int = 1) -> str:
+    mean = scale * float(row[name])
+    error = scale * float(row[f"{name}_error"])
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def walks(records: Path) -> str:
     """How the ants move."""
     rows = []
-    for row in csv_rows(records / "diagnose-antmaze-walks.csv"):
-        own = row["actor"] == row["run"]
-        label = (
-            ARMS[row["preset"]]
-            if own
-            else f"cloning proposes, the critics of {ARMS[row['preset']]} choose"
+    for row in csv_rows(records / "antmaze" / "walks.csv"):
+        name = ARMS[row["preset"]]
+        if row["actor"] != row["run"]:
+            name = f"BC proposes, the critics of {name} choose"
+        rows.append(
+            [
+                name,
+                row["choose"] if row["critics"] != "0" else "-",
+                f"{float(row['success']):.0f}",
+                with_error(row, "metres_per_second", 2),
+                with_error(row, "upside_down", 0, 100),
+                f"{with_error(row, 'cells_nearer', 1)} of {float(row['cells_to_goal']):.0f}",
+            ]
         )
-        choose = row["choose"] if row["critics"] != "0" else "-"
-        speed = (
-            f"{float(row['metres_per_second']):.2f} ± {float(row['metres_per_second_error']):.2f}"
-        )
-        back = (
-            f"{100 * float(row['upside_down']):.0f} ± {100 * float(row['upside_down_error']):.0f}"
-        )
-        nearer = f"{float(row['cells_nearer']):.1f} ± {float(row['cells_nearer_error']):.1f}"
-        cells = f"{nearer} of {float(row['cells_to_goal']):.0f}"
-        rows.append([label, choose, f"{float(row['success']):.0f}", speed, back, cells])
-    head = [
-        "policy",
-        "choice among the candidates",
-        "success, %",
-        "metres a second",
-        "upside down, % of the steps",
-    ]
-    return markdown([*head, "cells nearer to the goal, at best"], rows)
+    head = ["policy", "choice among the candidates", "success, %", "metres a second"]
+    head += ["upside down, % of the steps", "cells nearer to the goal, at best"]
+    return markdown(head, rows)
 
 
 def tables(records: Path) -> dict[str, str]:
-    studies = {
-        "": reached,
-        "-inside": inside,
-        "-walks": walks,
-        "-precision": precision,
-        "-rounding": rounding,
+    return {
+        "antmaze-gpu": reached(records),
+        "antmaze-gpu-inside": inside(records),
+        "antmaze-gpu-walks": walks(records),
+        "antmaze-gpu-precision": precision(records),
     }
-    return {f"antmaze-gpu{name}": study(records) for name, study in studies.items()}
+
+
+def draw_curves(records: Path, path: Path) -> None:
+    """Success, mean Q and diffusion loss against updates."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    success, q, loss = figure.subplots(1, 3)
+    for (arm, seed), rows in curves(records).items():
+        style = dict(color=COLOURS[arm], marker="o", ms=3, label=ARMS[arm])
+        steps = column(rows, "step") / 1000
+        scores = column(rows, "score")
+        episodes = int(run_of(records, arm, seed)["episodes"])
+        ends = [success_interval(score, episodes) for score in scores]
+        below = [score - low for score, (low, _) in zip(scores, ends)]
+        above = [high - score for score, (_, high) in zip(scores, ends)]
+        success.errorbar(steps, scores, [below, above], capsize=2, **style)
+        if has_critics(rows):
+            q.plot(steps, column(rows, "q_mean"), **style)
+        loss.plot(steps, column(rows, "diffusion"), **style)
+    success.set(ylabel="success in %, exact 95 %", ylim=(-2, 20))
+    q.set(ylabel="mean Q at the policy's action")
+    loss.set(ylabel="diffusion loss")
+    for axes in (success, q, loss):
+        axes.set(xlabel="updates, thousands", xlim=(0, None))
+        axes.grid(alpha=0.3)
+    loss.set_ylim(0, None)
+    success.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def figures(records: Path, out: Path) -> None:
-    """Success, mean Q and diffusion loss against updates."""
-    curves: dict[tuple, list[dict]] = {}
-    for row in csv_rows(records / "benchmark" / "antmaze-gpu-curves.csv"):
-        curves.setdefault((row["arm"], row["seed"]), []).append(row)
-    episodes = {
-        (r["arm"], r["seed"]): r["episodes"]
-        for r in csv_rows(records / "benchmark" / "antmaze-gpu.csv")
-    }
-    fig = Figure(figsize=(10, 3), layout="constrained")
-    axes = fig.subplots(1, 3)
-    for (arm, seed), rows in sorted(curves.items(), key=lambda item: [*ARMS].index(item[0][0])):
-        steps = [int(row["step"]) / 1000 for row in rows]
-        style = dict(color=COLOURS[arm], marker="o", ms=3, label=ARMS[arm])
-        scores = [float(row["score"]) for row in rows]
-        ends = [interval(row | {"episodes": episodes[arm, seed]}, "score") for row in rows]
-        error = [
-            [s - low for s, (low, _) in zip(scores, ends)],
-            [high - s for s, (_, high) in zip(scores, ends)],
-        ]
-        axes[0].errorbar(steps, scores, error, capsize=2, **style)
-        if float(rows[-1]["q_max_abs"]):
-            axes[1].plot(steps, [float(row["q_mean"]) for row in rows], **style)
-        axes[2].plot(steps, [float(row["diffusion"]) for row in rows], **style)
-    for axis, label in zip(
-        axes, ("success in %, exact 95 %", "mean Q at the policy's action", "diffusion loss")
-    ):
-        axis.set(xlabel="updates, thousands", ylabel=label, xlim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylim(-2, 20)
-    axes[2].set_ylim(0, None)
-    axes[0].legend(fontsize=8, frameon=False)
-    fig.savefig(out / "antmaze-gpu.png", dpi=110, metadata={"Software": None})
+    draw_curves(records, out / "antmaze-gpu.png")
+    draw_mazes(records / "antmaze", PATHS, out / "antmaze-gpu-paths.png")

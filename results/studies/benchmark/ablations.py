@@ -2,8 +2,8 @@
 
 Every arm is `edq` with some flags changed (in one or two by another preset), three seeds, last
 evaluation. Beside an arm's mean stands its difference from `edq` with the same seeds, and a 95 % t
-interval of that difference: with three seeds it is wide, and an arm whose interval holds 0 is not shown
-to differ, nor to be equal. Among some forty such intervals two or so miss by chance alone.
+interval of that difference: with three seeds it is wide, and an arm whose interval holds 0 is not
+shown to differ, nor to be equal. Among some forty such intervals two or so miss by chance alone.
 """
 
 import tomllib

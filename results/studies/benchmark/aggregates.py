@@ -1,8 +1,8 @@
 """Aggregates over tasks with their intervals, by rliable (Agarwal et al. 2021).
 
-A bootstrap draws anew within each task from its seeds. With three seeds the intervals are too narrow:
-three values drawn anew have two thirds of the unbiased variance, so that what is meant for 95 % holds
-the true mean in 89 % of the cases at best.
+A bootstrap draws anew within each task from its seeds. With three seeds the intervals are too
+narrow: three values drawn anew have two thirds of the unbiased variance, so that what is meant for
+95 % holds the true mean in 89 % of the cases at best.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""First runs of each family, beside random actions and the data's own episodes; the embedded task's curves."""
+"""First runs of each family beside random actions and the data; curves of the embedded task."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The runs that the benchmark's tables and pictures are made of: which they are, and what they are called.
+"""The runs that the benchmark's tables and pictures are made of, and what they are called.
 
-They are made by `results/run_suite.py`, one record a suite. Shown are the tasks that have every method
-with seeds 0 to 2, all on the same data and with the same number of updates.
+They are made by `results/run_suite.py`, one record a suite. Shown are the tasks that have every
+method with seeds 0 to 2, all on the same data and with the same number of updates.
 """
 
 import tomllib

@@ -1,4 +1,4 @@
-"""Tables and pictures of the benchmark: last scores, aggregates, what best-of-run is worth, stability."""
+"""Tables and pictures of the benchmark: last scores, aggregates, last against best, stability."""
 
 from pathlib import Path
 
@@ -7,11 +7,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.common.intervals import mean_se
+from results.common.pictures import draw_mazes
 from results.common.records import column, csv_rows, markdown
-from results.studies.benchmark import ablations, first_runs, made_sets, paths, published
+from results.studies.benchmark import ablations, first_runs, made_sets, published
 from results.studies.benchmark.aggregates import TAUS, estimates
 from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, runs
 
+EMBEDDED_PATHS = ["pointmaze-umaze-embedded-edq-0"]
+MAZE_PATHS = [  # the seed with EDQ's median score
+    "pointmaze-rare-edq-1",
+    "pointmaze-rare-diffusion-bc-1",
+    "pointmaze-medium-edq-1",
+    "pointmaze-medium-diffusion-bc-1",
+]
 LATE = 20_000  # updates of the medium maze after which training counts as late
 PARTS = (ablations, first_runs, made_sets, published)
 
@@ -201,4 +209,5 @@ def figures(records: Path, out: Path) -> None:
     draw_stability(records, out / "stability.png")
     ablations.figures(records, out)
     first_runs.figures(records, out)
-    paths.figures(records, out)
+    draw_mazes(records / "benchmark", EMBEDDED_PATHS, out / "embedded-paths.png")
+    draw_mazes(records / "benchmark", MAZE_PATHS, out / "mazes.png")

@@ -1,7 +1,8 @@
-"""The authors' implementation as the other side of speed.py: `path` is a clone of ruoqizzz/entropy-offlineRL.
+"""The authors' code as the other side of run.py: `path` is a clone of ruoqizzz/entropy-offlineRL.
 
     git clone https://github.com/ruoqizzz/entropy-offlineRL ~/entropy-offlineRL
-    python results/speed.py --other results/speed_authors.py --other-path ~/entropy-offlineRL
+    python results/studies/speed/run.py --other results/studies/speed/authors.py \
+        --other-path ~/entropy-offlineRL
 
 Only its agents and its sampler are used; neither gym nor d4rl has to be installed.
 """
@@ -11,20 +12,30 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-
-LABEL = "authors' code"
+import torch
 
 
 def make_agent(setting: dict, obs_dim: int, act_dim: int, path: str, device: str):
-    """Their agent with the loss, the clamp and the coefficients that speed.py gives ours."""
+    """Their agent with the loss, the clamp and the coefficients that run.py gives ours."""
     sys.path.insert(0, os.path.expanduser(path))
     import agents.eql_diffusion as theirs
 
     theirs.tqdm = lambda iterations: iterations  # a progress bar of one update each
     return theirs.Diffusion_EQL(
-        obs_dim, act_dim, 1.0, device, 0.99, 0.005, max_q_backup=setting.get("max_q", False), n_timesteps=setting["T"],
-        num_critics=setting["M"], loss_type="NML", action_clip=True, grad_norm=4.0, ent_coef=0.01,
-    )  # fmt: skip
+        obs_dim,
+        act_dim,
+        1.0,
+        device,
+        0.99,
+        0.005,
+        max_q_backup=setting.get("max_q", False),
+        n_timesteps=setting["T"],
+        num_critics=setting["M"],
+        loss_type="NML",
+        action_clip=True,
+        grad_norm=4.0,
+        ent_coef=0.01,
+    )
 
 
 def make_update(setting: dict, data, path: str) -> Callable[[], object]:
@@ -34,13 +45,13 @@ def make_update(setting: dict, data, path: str) -> Callable[[], object]:
     from utils.data_sampler import Data_Sampler
 
     names = ("observations", "actions", "rewards", "next_observations", "terminals")
-    sampler = Data_Sampler({name: x.cpu().numpy() for name, x in zip(names, data)}, device)
+    arrays = {name: x.cpu().numpy() for name, x in zip(names, data)}
+    sampler = Data_Sampler(arrays, device)
     return lambda: agent.train(sampler, 1, setting["B"])
 
 
 def make_act(setting: dict, path: str) -> Callable[[np.ndarray], np.ndarray]:
     """Their best of 50 for one observation of Hopper."""
-    import torch
-
-    agent = make_agent(setting, 11, 3, path, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    agent = make_agent(setting, 11, 3, path, device)
     return lambda obs: agent.sample_action(np.asarray(obs, np.float32))

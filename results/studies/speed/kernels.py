@@ -1,8 +1,9 @@
 """The GPU kernels of one update, longest first: where its time goes once it is a CUDA graph.
 
-    python results/profile_update.py --env-id antmaze-large-diverse
+    python results/studies/speed/kernels.py --env-id antmaze-large-diverse
 
-Any flags of edq_antmaze.py; random data of an ant's sizes. Writes results/records/profile-gpu.csv.
+Any flags of edq_antmaze.py; random data of an ant's sizes. Writes
+results/records/speed/gpu-kernels.csv.
 """
 
 import sys
@@ -10,48 +11,50 @@ import time
 from pathlib import Path
 
 import torch
-from record import RECORDS, write_record
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-ROWS, UPDATES = 100_000, 5
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from results.common.records import RECORDS, write_record
+from results.common.runs import script_of
+from results.studies.speed.measure import random_data, set_precision
+
+OBS_DIM, ACT_DIM = 31, 8  # of an ant in a maze
+TIMED, TRACED = 100, 5  # updates
+LONGEST = 32  # kernels that are recorded
 
 
 def main(flags: list[str]) -> None:
-    import edq_antmaze as edq
-
-    started, (args, _) = time.time(), edq.parse_args(flags)
-    args, g = edq.resolve(args, "cuda"), torch.Generator("cuda").manual_seed(0)
-    torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
-    obs, action, reward, next_obs = (
-        torch.randn(ROWS, *n, generator=g, device="cuda") for n in ((31,), (8,), (), (31,))
-    )
-    data = edq.Transitions(obs, action.clamp(-1, 1), reward, next_obs, (reward > 2).float())
+    edq = script_of("edq_antmaze")
+    started = time.time()
+    args = edq.parse_args(flags)
+    g = torch.Generator("cuda").manual_seed(0)
+    set_precision(args.precision)
+    data = random_data(edq, OBS_DIM, ACT_DIM, g)
     torch.manual_seed(0)
-    step = edq.make_step(edq.Agent(31, 8, args, "cuda"), data, args, g, 0, False)
+    agent = edq.Agent(OBS_DIM, ACT_DIM, args, "cuda")
+    edq.compile_functions(args)
+    step = edq.make_step(agent, data, args, g, 0)
     for _ in range(10):
         step()
     torch.cuda.synchronize()
     start = time.time()
-    for _ in range(100):
+    for _ in range(TIMED):
         step()
     torch.cuda.synchronize()
-    ms = (time.time() - start) * 10
+    ms = 1000 * (time.time() - start) / TIMED
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        for _ in range(UPDATES):
+        for _ in range(TRACED):
             step()
         torch.cuda.synchronize()
-    kernels = sorted(trace.key_averages(), key=lambda e: -e.device_time_total)[:32]
-    rows = [
-        {
-            "kernel": e.key[:110],
-            "calls": e.count / UPDATES,
-            "microseconds": e.device_time_total / UPDATES,
-        }
-        for e in kernels
-    ]
-    about = dict(ms_per_update=ms, precision=args.precision, gpu=torch.cuda.get_device_name())
-    write_record(RECORDS / "profile-gpu.csv", rows, started, **about)
+    events = sorted(trace.key_averages(), key=lambda event: -event.device_time_total)
+    rows = []
+    for event in events[:LONGEST]:
+        microseconds = event.device_time_total / TRACED
+        row = {"kernel": event.key[:110], "calls": event.count / TRACED}
+        rows.append(row | {"microseconds": microseconds})
+    about = {"ms_per_update": ms, "precision": args.precision}
+    gpu = torch.cuda.get_device_name()
+    write_record(RECORDS / "speed" / "gpu-kernels.csv", rows, started, gpu=gpu, **about)
 
 
 if __name__ == "__main__":
