@@ -1,13 +1,13 @@
-"""Write episodes as a local dataset in Minari's format: compressed, in constant memory, whole or not at all.
+"""Write episodes as a local dataset in Minari's format: compressed, in constant memory, atomic.
 
-Shared by the generators beside it. Minari's own writer is not used, as it does not compress, refuses a relative
-MINARI_DATASETS_PATH, and leaves half a dataset behind when it is stopped. `minari.load_dataset` reads what comes out.
+The makers beside it share it. Minari's own writer does not compress, refuses a relative
+MINARI_DATASETS_PATH, and leaves half a dataset behind when it is stopped. `minari.load_dataset`
+reads what comes out.
 """
 
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,9 +20,11 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.serialization import serialize_space
-from minari.storage import get_dataset_path
 
-SETTINGS = dict(compression="gzip", compression_opts=4, shuffle=True)  # level 9 is 2 % smaller and three times slower
+# Level 9 is 2 % smaller and three times slower.
+COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+FIELDS = ("observations", "actions", "rewards", "terminations", "truncations", "infos")
+PACKAGES = ("minari", "mujoco", "gymnasium-robotics", "gymnasium")
 
 
 def fail(sentence: str) -> None:
@@ -31,27 +33,61 @@ def fail(sentence: str) -> None:
     sys.exit(2)
 
 
+def datasets_root() -> Path:
+    """Where datasets live: MINARI_DATASETS_PATH, or ~/.minari/datasets."""
+    root = os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"
+    return Path(root).expanduser().absolute()
+
+
 def folder_of(dataset_id: str) -> Path:
-    """Where a dataset of this id lives, `MINARI_DATASETS_PATH` or ~/.minari/datasets; must not exist yet."""
-    root, folder = get_dataset_path().absolute(), get_dataset_path(dataset_id).absolute()
+    """Where a new dataset of this id belongs; it must not exist yet."""
+    root = datasets_root()
+    folder = Path(os.path.normpath(root / dataset_id))
     try:
-        proper = parse_dataset_id(dataset_id)[-1] is not None and root in Path(os.path.normpath(folder)).parents
+        has_version = parse_dataset_id(dataset_id)[-1] is not None
     except (TypeError, ValueError):  # the former without a version
-        proper = False
-    if not proper or any((parent / "data").exists() for parent in folder.parents if root in parent.parents):
-        fail(f"{dataset_id!r} is no dataset id, as edq/hopper/medium-v0 is one: a version at the end, no dataset above")
+        has_version = False
+    inside = [parent for parent in folder.parents if root in parent.parents]
+    in_a_dataset = any((parent / "data").exists() for parent in inside)
+    if not has_version or root not in folder.parents or in_a_dataset:
+        fail(
+            f"{dataset_id!r} is no dataset id: one is like edq/hopper/medium-v0, "
+            "with a version at the end and no dataset above it"
+        )
     if folder.exists():
-        fail(f"there is a dataset in {folder} already; remove it, or choose another --dataset-id")
+        fail(f"{folder} exists already; remove it, or choose another --dataset-id")
     return folder
 
 
+def made_by(folder: Path) -> str | None:
+    """Which tool wrote the dataset in a folder; None if the folder holds anything else."""
+    data = folder / "data"
+    try:
+        if [path.name for path in folder.iterdir()] != ["data"]:
+            return None
+        if {path.name for path in data.iterdir()} != {"main_data.hdf5", "metadata.json"}:
+            return None
+        return json.loads((data / "metadata.json").read_text())["made_by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_free(folder: Path, tool: str) -> None:
+    """Nothing is ever overwritten but a dataset that the same tool wrote."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if not empty and made_by(folder) != tool:
+        fail(f"{folder} holds something that {tool} did not write; choose a new or empty folder")
+
+
 def put(group: h5py.Group, name: str, value: dict | np.ndarray) -> None:
-    """Store an array, one chunk of it, or a dict of arrays as a group."""
+    """Store an array as one chunk, or a dict of arrays as a group."""
     if isinstance(value, dict):
         for key, part in value.items():
             put(group.require_group(name), key, part)
     else:
-        group.create_dataset(name, data=value, chunks=value.shape, **SETTINGS)
+        group.create_dataset(name, data=value, chunks=value.shape, **COMPRESSION)
 
 
 def box_space(observations: dict | np.ndarray) -> gym.Space:
@@ -61,52 +97,101 @@ def box_space(observations: dict | np.ndarray) -> gym.Space:
     return gym.spaces.Box(-np.inf, np.inf, observations.shape[1:], observations.dtype)
 
 
-def save(folder: Path, dataset_id: str, episodes: Iterable[dict], env: EnvSpec, eval_env: EnvSpec, **metadata) -> dict:
-    """Write all episodes and rename the result to `folder` at the end; returns the metadata.
+def write_episodes(path: Path, episodes: Iterable[dict]) -> dict:
+    """Write the HDF5 file; returns the part of the metadata that follows from the episodes."""
+    count = 0
+    steps = 0
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        for episode in episodes:
+            length = len(episode["rewards"])
+            group = file.create_group(f"episode_{count}")
+            group.attrs["id"] = count
+            group.attrs["total_steps"] = length
+            if "seed" in episode:
+                group.attrs["seed"] = episode["seed"]
+            group.require_group("infos")  # Minari cannot print an episode without it
+            for name in FIELDS:
+                if name in episode:
+                    put(group, name, episode[name])
+            count += 1
+            steps += length
+            shapes = episode
+    if count == 0:
+        raise ValueError("there is not one whole episode")
+    action_space = gym.spaces.Box(-1, 1, shapes["actions"].shape[1:], np.float32)
+    return {
+        "total_episodes": count,
+        "total_steps": steps,
+        "data_format": "hdf5",
+        "observation_space": serialize_space(box_space(shapes["observations"])),
+        "action_space": serialize_space(action_space),
+        "dataset_size": round(path.stat().st_size / 2**20, 1),
+    }
 
-    An episode is a dict of observations (array or dict of arrays, `[N + 1, ...]`), actions `[N, A]` in [-1, 1],
-    rewards, terminations and truncations `[N]`, and, where there are any, infos (a dict of arrays) and a seed.
-    `metadata` are further entries of metadata.json, such as ref_min_score. An exception removes what was written.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-        if signal.getsignal(number) is usual:  # so that what follows is cleaned up; after SIGKILL .unfinished-* stays
+
+def exit_by_exception() -> None:
+    """Let SIGTERM and Ctrl-C raise, so that what is unfinished is removed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, lambda n, _: sys.exit(128 + n))
-    count = steps = 0
+
+
+def mark_namespaces(folder: Path) -> None:
+    """Minari lists a dataset only if the folders above it are marked as namespaces."""
+    root = datasets_root()
+    for parent in folder.parents:
+        mark = parent / "namespace_metadata.json"
+        if root in parent.parents and not mark.exists():
+            mark.write_text("{}")
+
+
+def save(
+    folder: Path,
+    dataset_id: str,
+    episodes: Iterable[dict],
+    env: EnvSpec,
+    eval_env: EnvSpec,
+    tool: str,
+    **metadata,
+) -> dict:
+    """Write all episodes, and move the result to `folder` at the end; returns the metadata.
+
+    An episode is a dict of observations (array or dict of arrays, `[N + 1, ...]`), actions
+    `[N, A]` in [-1, 1], rewards, terminations and truncations `[N]`, and, where there are any,
+    infos (a dict of arrays) and a seed. `tool` is the file name of the maker; a folder that is
+    not empty is replaced only if the same tool wrote what it holds. `metadata` are further
+    entries of metadata.json, such as ref_min_score. An exception removes what was written; after
+    SIGKILL a hidden `.unfinished-*` stays beside the folder.
+    """
+    check_free(folder, tool)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    exit_by_exception()
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as unfinished:
-        data = Path(unfinished, "set", "data")
+        new = Path(unfinished, "set")
+        data = new / "data"
         data.mkdir(parents=True)
-        with h5py.File(data / "main_data.hdf5", "w", libver=("v110", "v110")) as file:
-            for count, episode in enumerate(episodes, 1):
-                if count == 1:
-                    obs_space, act_dim = box_space(episode["observations"]), episode["actions"].shape[1]
-                group, length = file.create_group(f"episode_{count - 1}"), len(episode["rewards"])
-                group.attrs.update({"id": count - 1, "total_steps": length})
-                if "seed" in episode:
-                    group.attrs["seed"] = episode["seed"]
-                group.require_group("infos")  # Minari cannot print an episode without
-                for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
-                    if name in episode:
-                        put(group, name, episode[name])
-                steps += length
-        if not count:
-            raise ValueError("there is not one whole episode")
-        versions = {p: importlib.metadata.version(p) for p in ("minari", "mujoco", "gymnasium-robotics", "gymnasium")}
+        found = write_episodes(data / "main_data.hdf5", episodes)
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+        minari_version = versions.pop("minari")
         text = {
-            "dataset_id": dataset_id, "total_episodes": count, "total_steps": steps, "data_format": "hdf5",
-            "observation_space": serialize_space(obs_space), "jpeg_encoding": False,
-            "action_space": serialize_space(gym.spaces.Box(-1, 1, (act_dim,), np.float32)),
-            "env_spec": env.to_json(), "eval_env_spec": eval_env.to_json(), "num_episodes_average_score": 100,
-            "minari_version": versions["minari"], "author": ["EDQ authors"], "author_email": ["none"],
-            "code_permalink": "none", "requirements": [f"{p}=={v}" for p, v in versions.items() if p != "minari"],
-            "dataset_size": round((data / "main_data.hdf5").stat().st_size / 2**20, 1),
-        } | metadata  # fmt: skip
+            "dataset_id": dataset_id,
+            **found,
+            "jpeg_encoding": False,
+            "env_spec": env.to_json(),
+            "eval_env_spec": eval_env.to_json(),
+            "num_episodes_average_score": 100,
+            "minari_version": minari_version,
+            "author": ["EDQ authors"],
+            "author_email": ["none"],
+            "code_permalink": "none",
+            "requirements": [f"{package}=={version}" for package, version in versions.items()],
+            "made_by": tool,
+            **metadata,
+        }
         (data / "metadata.json").write_text(json.dumps(text, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(data.parent, folder)
-    for parent in folder.parents:  # Minari lists a folder only if it is marked as a namespace
-        if parent == get_dataset_path().absolute() or get_dataset_path().absolute() not in parent.parents:
-            break
-        if not (parent / "namespace_metadata.json").exists():
-            (parent / "namespace_metadata.json").write_text("{}")
+        check_free(folder, tool)  # once more: recording takes minutes
+        if folder.exists():
+            os.rename(folder, Path(unfinished, "replaced"))
+        os.rename(new, folder)
+    mark_namespaces(folder)
     return text
