@@ -1,24 +1,36 @@
-"""Record the six AntMaze sets with D4RL's recipe: a walker over a trained ant. In Minari's format, without a download.
+"""Record AntMaze sets with D4RL's recipe: a walker over a trained ant. No download is needed.
 
-A breadth-first search knows, for every cell of the maze, the next one on a shortest way to the goal. Its centre, moved
-by up to 0.4 m, is the waypoint, until the ant is within 1 m of it; the last is the goal itself. A small network that
-has learnt to run to a point (train_ant.py) walks to the waypoint, with normal noise on its torques. The goal stays
-after an arrival, and the ant circles there, at reward 1 a step for most of the time, until the episode is over.
+A breadth-first search knows, for every cell of the maze, the next one on a shortest way to the
+goal. Its centre, moved by up to 0.4 m, is the waypoint until the ant is within 1 m of it; the last
+waypoint is the goal itself. A small network that has learnt to run to a point (train_ant.py) walks
+to the waypoint, with normal noise on its torques. The goal stays after an arrival, and the ant
+circles there until the episode is over.
 
-    python results/datasets/antmaze.py --task large-diverse --transitions 1000000
+    python results/datasets/make_antmaze.py --task large-diverse
+    python results/datasets/make_antmaze.py --task umaze --form minari d4rl
 
-Starts and goals are those of the script that made Minari's published D4RL/antmaze sets: one of each, those of the
-evaluation, in umaze; all free cells in umaze-diverse and in the two *play* sets; the maze's own hand-picked cells
-(`*_DIVERSE_GR`) in the other *diverse* sets. (In D4RL's paper it is *play* that has the hand-picked ones.) Both are
-moved by up to 1 m within their cell. The evaluation environment has one start and goal and ends on arrival.
+The form says what is rewarded and shown. Both can be written from one recording.
+- minari: the walker's own goal, as in Minari's D4RL/antmaze sets. Reward 1 within 0.45 m of it.
+- d4rl: the goal of the evaluation, as in D4RL's own sets, wherever the walker was sent. Reward 1
+  within 0.5 m of the centre of its cell, `desired_goal` is constant, and the walker's goals are not
+  shown. A rewarded step is terminal, as in D4RL's `qlearning_dataset`, but its episode goes on, and
+  episodes that never pass the goal stay in.
 
-What comes out is a rebuilt set, not the published data: another ant, faster; float32 instead of float64; and of the
-infos only success, since goal, qpos and qvel are in the observations (qpos = achieved_goal + observation[:13], qvel =
-observation[13:]). Every episode keeps its seed: reset the recovered environment with it and repeat the actions.
+Starts and the walker's goals are those of the script that made Minari's sets: one of each, those of
+the evaluation, in umaze; all free cells in umaze-diverse and in the two *play* sets; the maze's own
+hand-picked cells (`*_DIVERSE_GR`) in the other *diverse* sets. (In D4RL's paper it is *play* that
+has the hand-picked ones.) Both are moved by up to 1 m within their cell. The evaluation environment
+has one start and one goal, and ends on arrival.
 
-Equal arrays for the same arguments on one machine, whatever the number of processes. Twenty episodes are a group, which
-walks in lockstep, so that the network runs once a step for all of them, and the bare simulator is stepped instead of
-the environment. Finished groups wait in a hidden folder beside the dataset-to-be, where a second start finds them.
+These are rebuilt sets, not the published data: another ant, faster; float32 instead of float64; of
+the infos only success, since qpos and qvel are in the observations (qpos = achieved_goal +
+observation[:13], qvel = observation[13:]). Every episode keeps its seed: reset the recovered
+environment with it and repeat the actions.
+
+Equal arrays for the same arguments on one machine, for any number of processes. Twenty episodes are
+a group, which walks in lockstep: the network runs once a step for all of them, and the bare
+simulator is stepped instead of the environment. Finished groups wait in a hidden folder beside the
+dataset, where a second start finds them.
 """
 
 import copy
@@ -27,7 +39,6 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -38,6 +49,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import gymnasium_robotics
@@ -46,31 +58,57 @@ import numpy as np
 import tyro
 from gymnasium.envs.registration import EnvSpec
 from gymnasium_robotics.envs.maze import maps
-from storage import fail, folder_of, save
+from minari_writer import fail, folder_of, mark_namespaces, new_file, save
 from tqdm import tqdm
 
 gym.register_envs(gymnasium_robotics)
-# Of a task: the simulator, its map, steps of an episode, and the start and goal (row, column) of the evaluation.
-TASKS = {
-    "umaze": ("AntMaze_UMaze-v4", None, 700, (3, 1), (1, 1)),  # None: the map of the evaluation
-    "umaze-diverse": ("AntMaze_UMaze-v4", maps.U_MAZE, 700, (3, 1), (1, 1)),
-    "medium-play": ("AntMaze_Medium-v4", maps.MEDIUM_MAZE, 1000, (1, 1), (6, 6)),
-    "medium-diverse": ("AntMaze_Medium_Diverse_GR-v4", maps.MEDIUM_MAZE_DIVERSE_GR, 1000, (1, 1), (6, 6)),
-    "large-play": ("AntMaze_Large-v4", maps.LARGE_MAZE, 1000, (1, 1), (7, 9)),
-    "large-diverse": ("AntMaze_Large_Diverse_GR-v4", maps.LARGE_MAZE_DIVERSE_GR, 1000, (1, 1), (7, 9)),
-}
+ROOT = Path(__file__).resolve().parents[2]
 ANT = Path(__file__).with_name("ant_goal.npz")
-GROUP = 20  # episodes that walk in lockstep; another number would change the last digits, and so all the data
-CELL, RADIUS, NEAR, JITTER = 4.0, 0.45, 1.0, 0.4  # metres: a cell, the goal, where a waypoint is reached, its shift
-FLIP = np.array([[1, 1], [1, -1], [1, -1], [1, 1]])  # [leg, hip or ankle]: two of the ankles bend the other way
+
+
+class Task(NamedTuple):
+    """Where the walker walks, and where a policy is scored. Cells are (row, column)."""
+
+    env_id: str
+    cells: list | None  # the map of the data; None: that of the evaluation
+    steps: int  # of an episode
+    start: tuple[int, int]  # of the evaluation
+    goal: tuple[int, int]
+
+
+TASKS = {
+    "umaze": Task("AntMaze_UMaze-v4", None, 700, (3, 1), (1, 1)),
+    "umaze-diverse": Task("AntMaze_UMaze-v4", maps.U_MAZE, 700, (3, 1), (1, 1)),
+    "medium-play": Task("AntMaze_Medium-v4", maps.MEDIUM_MAZE, 1000, (1, 1), (6, 6)),
+    "medium-diverse": Task(
+        "AntMaze_Medium_Diverse_GR-v4", maps.MEDIUM_MAZE_DIVERSE_GR, 1000, (1, 1), (6, 6)
+    ),
+    "large-play": Task("AntMaze_Large-v4", maps.LARGE_MAZE, 1000, (1, 1), (7, 9)),
+    "large-diverse": Task(
+        "AntMaze_Large_Diverse_GR-v4", maps.LARGE_MAZE_DIVERSE_GR, 1000, (1, 1), (7, 9)
+    ),
+}
+GROUP = 20  # episodes in lockstep; another number would change the last digits, so all the data
+CELL = 4.0  # metres, as all lengths here
+RADIUS = {"minari": 0.45, "d4rl": 0.5}  # how near the goal a step is rewarded
+NEAR = 1.0  # where a waypoint is reached
+JITTER = 0.4  # how far a waypoint is moved from its cell's centre
+FLIP = np.array(
+    [[1, 1], [1, -1], [1, -1], [1, 1]]
+)  # [leg, hip or ankle]: two ankles bend inversely
+SUFFIX = {"minari": "", "d4rl": "-d4rl"}
 
 
 @dataclass
 class Args:
-    """Record an AntMaze dataset."""
+    """Record AntMaze datasets."""
 
-    task: str = "large-diverse"
-    """umaze, umaze-diverse, medium-play, medium-diverse, large-play or large-diverse"""
+    task: Literal[
+        "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"
+    ] = "large-diverse"
+    """maze, starts and goals"""
+    form: tuple[Literal["minari", "d4rl"], ...] = ("minari",)
+    """what is rewarded and shown: the walker's goal, that of the evaluation, or a set of each"""
     transitions: int = 1_000_000
     """number of transitions, rounded up to whole episodes"""
     seed: int = 0
@@ -79,41 +117,53 @@ class Args:
     """how many groups are recorded side by side, one thread each; 0: as many as there are cores"""
     action_noise: float = 0.2
     """std of the normal noise added to every torque, before clipping to [-1, 1]"""
-    dataset_id: str | None = None
-    """name of the dataset, edq/antmaze/TASK-v0 if not given; it goes to MINARI_DATASETS_PATH or ~/.minari/datasets"""
+    dataset_id: tuple[str, ...] = ()
+    """one for each form; by default edq/antmaze/TASK-v0 and edq/antmaze/TASK-d4rl-v0"""
     record: Path | None = None
-    """CSV file to which a row with the figures of this set is added"""
+    """new CSV file with the figures of each set"""
+    length: int | None = None
+    """steps of an episode; by default 700 in umaze, else 1000"""
 
 
 def features(obs: np.ndarray, rel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Observations `[B, 27]` and the way to the target `[B, 2]` as the network sees them, `[B, 30]`, and k `[B]`.
+    """Observations `[B, 27]` and the way to the target `[B, 2]` as the network sees them.
 
-    An ant looks the same after a quarter turn about its own axis. So everything is told in its own frame, and the legs
-    are renumbered by k quarter turns such that the target lies within 45 degrees of the front: one gait is enough.
+    An ant looks the same after a quarter turn about its own axis. So everything is told in its own
+    frame, and the legs are renumbered by k quarter turns such that the target lies within 45
+    degrees of the front: one gait is enough. Returns features `[B, 30]` and k `[B]`.
     """
     w, x, y, z = obs[:, 1:5].T
-    turn = 2 * np.array([[0.5 - y * y - z * z, x * y - w * z, x * z + w * y],
-                         [x * y + w * z, 0.5 - x * x - z * z, y * z - w * x],
-                         [x * z - w * y, y * z + w * x, 0.5 - x * x - y * y]])  # [3, 3, B], body to world  # fmt: skip
-    distance, zero = np.maximum(np.hypot(*rel.T), 1e-9), np.zeros(len(obs))
-    seen = np.array([[zero, zero, zero + 1], [*(rel.T / distance), zero], obs[:, 13:16].T])  # [3, 3, B]
-    seen = np.concatenate(
-        [np.einsum("ijb,vib->vjb", turn, seen), obs[None, :, 16:19].mT]
-    )  # spin is already of the body
-    k = np.rint(np.arctan2(seen[1, 1], seen[1, 0]) / (np.pi / 2)).astype(int) % 4
-    cos, sin = np.array([1, 0, -1, 0])[k], np.array([0, 1, 0, -1])[k]
-    x, y, z = seen.transpose(1, 0, 2)
+    body_to_world = 2 * np.array([
+        [0.5 - y * y - z * z, x * y - w * z, x * z + w * y],
+        [x * y + w * z, 0.5 - x * x - z * z, y * z - w * x],
+        [x * z - w * y, y * z + w * x, 0.5 - x * x - y * y],
+    ])  # [3, 3, B]  # fmt: skip
+    distance = np.maximum(np.hypot(*rel.T), 1e-9)
+    zero = np.zeros(len(obs))
+    upwards = [zero, zero, zero + 1]
+    ahead = [*(rel.T / distance), zero]
+    world = np.array([upwards, ahead, obs[:, 13:16].T])  # [vector, axis, B]
+    body = np.einsum("ijb,vib->vjb", body_to_world, world)
+    body = np.concatenate([body, obs[None, :, 16:19].mT])  # spin is of the body already
+    k = np.rint(np.arctan2(body[1, 1], body[1, 0]) / (np.pi / 2)).astype(int) % 4
+    cos = np.array([1, 0, -1, 0])[k]
+    sin = np.array([0, 1, 0, -1])[k]
+    x, y, z = body.transpose(1, 0, 2)
     up, ahead, speed, spin = np.stack([cos * x + sin * y, cos * y - sin * x, z], 2)  # [B, 3] each
-    legs = np.stack([obs[:, 5:13], obs[:, 19:27]], 1).reshape(-1, 2, 4, 2) * FLIP  # [B, angle or speed, leg, joint]
-    legs = legs[np.arange(len(obs))[:, None], :, (np.arange(4) + k[:, None]) % 4]  # [B, leg, angle or speed, joint]
+    legs = np.stack([obs[:, 5:13], obs[:, 19:27]], 1)  # [B, angle or speed, 8]
+    legs = legs.reshape(-1, 2, 4, 2) * FLIP  # [B, angle or speed, leg, joint]
+    rows = np.arange(len(obs))[:, None]
+    legs = legs[rows, :, (np.arange(4) + k[:, None]) % 4]  # [B, leg, angle or speed, joint]
     legs = legs.transpose(0, 2, 3, 1).reshape(-1, 16)
-    return np.concatenate([obs[:, :1], up, ahead, np.minimum(distance, 8)[:, None], speed, spin, legs], 1), k
+    far = np.minimum(distance, 8)[:, None]
+    return np.concatenate([obs[:, :1], up, ahead, far, speed, spin, legs], 1), k
 
 
 def torques(out: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """The network's output `[B, 8]`, four hips and four ankles seen from the target, as an action `[B, 8]`."""
+    """The network's output `[B, 8]`, hips then ankles as seen from the target, as an action."""
     order = np.array([3, 0, 1, 2])  # the ant's motors begin with the fourth leg
-    legs = out.reshape(-1, 2, 4)[np.arange(len(out))[:, None], :, (order - k[:, None]) % 4]  # [B, leg, joint]
+    rows = np.arange(len(out))[:, None]
+    legs = out.reshape(-1, 2, 4)[rows, :, (order - k[:, None]) % 4]  # [B, leg, joint]
     return (legs * FLIP[order]).reshape(-1, 8)
 
 
@@ -124,7 +174,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def act(ant: dict[str, np.ndarray], obs: np.ndarray, rel: np.ndarray) -> np.ndarray:
-    """Torques `[B, 8]` that walk towards the targets. B matters: another batch size gives other last digits."""
+    """Torques `[B, 8]` that walk towards the targets. Another B gives other last digits."""
     x, k = features(obs, rel)
     x = np.clip((x - ant["mean"]) / ant["std"], -10, 10).astype(np.float32)
     for i in range(2):
@@ -133,24 +183,18 @@ def act(ant: dict[str, np.ndarray], obs: np.ndarray, rel: np.ndarray) -> np.ndar
     return torques(np.clip(x @ ant["W2"] + ant["b2"], -1, 1), k)
 
 
-def append_row(path: Path, row: dict) -> None:
-    """Add a line to a CSV file of plain values, below a header."""
-    with open(path, "a") as file:
-        header = "" if file.tell() else ",".join(row) + "\n"
-        file.write(header + ",".join(map(str, row.values())) + "\n")
-
-
 def specs(task: str, length: int | None = None) -> tuple[EnvSpec, EnvSpec]:
     """The environment of the data, and that of the evaluation."""
     env_id, cells, steps, start, goal = TASKS[task]
-    eval_id = env_id.replace("_Diverse_GR", "")
-    walls = gym.spec(eval_id).kwargs["maze_map"]
+    env = copy.deepcopy(gym.spec(env_id))
+    eval_env = copy.deepcopy(gym.spec(env_id.replace("_Diverse_GR", "")))
+    walls = eval_env.kwargs["maze_map"]
+    marks = {start: "r", goal: "g"}
     scored = [
-        [{start: "r", goal: "g"}.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)
+        [marks.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)
     ]
-    env, eval_env = copy.deepcopy(gym.spec(env_id)), copy.deepcopy(gym.spec(eval_id))
-    env.kwargs |= dict(maze_map=cells or scored, continuing_task=True, reset_target=False)
-    eval_env.kwargs |= dict(maze_map=scored, continuing_task=False, reset_target=False)
+    env.kwargs |= {"maze_map": cells or scored, "continuing_task": True, "reset_target": False}
+    eval_env.kwargs |= {"maze_map": scored, "continuing_task": False, "reset_target": False}
     env.max_episode_steps = length or steps
     return env, eval_env
 
@@ -161,22 +205,29 @@ def walls_of(env: EnvSpec) -> np.ndarray:
 
 
 def cells_at(xy: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """The cells, `[..., (row, column)]`, of positions `[..., 2]`; 0 is the maze's middle, and rows count downwards."""
+    """Cells `[..., (row, column)]` of positions `[..., 2]`; rows count downwards from the top."""
     rows, columns = walls.shape
-    return np.floor(np.stack([rows / 2 - xy[..., 1] / CELL, columns / 2 + xy[..., 0] / CELL], -1)).astype(int)
+    row = rows / 2 - xy[..., 1] / CELL
+    column = columns / 2 + xy[..., 0] / CELL
+    return np.floor(np.stack([row, column], -1)).astype(int)
 
 
 def centre_of(cell: tuple[int, int], walls: np.ndarray) -> np.ndarray:
-    """Its position, `[2]`."""
+    """Its position, `[2]`; the middle of the maze is the origin."""
     rows, columns = walls.shape
     return CELL * np.array([cell[1] + 0.5 - columns / 2, rows / 2 - cell[0] - 0.5])
 
 
 def way_to(goal: tuple[int, int], walls: np.ndarray) -> dict[tuple[int, int], tuple[int, int]]:
-    """For every cell from which the goal can be reached, the next one on a shortest way; the goal's own is itself."""
-    following, queue = {goal: goal}, deque([goal])
+    """For every cell from which the goal can be reached, the next one on a shortest way.
+
+    The cell after the goal's own is itself.
+    """
+    following = {goal: goal}
+    queue = deque([goal])
     while queue:
-        i, j = cell = queue.popleft()
+        cell = queue.popleft()
+        i, j = cell
         for near in ((i, j + 1), (i + 1, j), (i, j - 1), (i - 1, j)):
             if not walls[near] and near not in following:
                 following[near] = cell
@@ -192,148 +243,341 @@ def make_env(task: str, length: int) -> gym.Env:
     return env
 
 
-def record_group(task: str, length: int, seed: int, noise: float, first: int, count: int, part: Path) -> int:
-    """Record `count` episodes from number `first` on, in lockstep, and store them in `part`; returns the steps."""
-    env, ant, walls = make_env(task, length).unwrapped, load_arrays(ANT), walls_of(specs(task)[0])
+class Walkers:
+    """The waypoints of ants that walk side by side, each to a goal of its own."""
+
+    def __init__(self, goals: np.ndarray, walls: np.ndarray, rngs: list[np.random.Generator]):
+        self.goals = goals
+        self.walls = walls
+        self.rngs = rngs
+        cells = cells_at(goals, walls).tolist()
+        self.ways = [way_to(tuple(cell), walls) for cell in cells]
+        self.aims = np.full((len(goals), 2), -9)  # cells; at first every ant is lost
+        self.targets = np.zeros((len(goals), 2))  # positions
+
+    def follow(self, xy: np.ndarray) -> np.ndarray:
+        """Where ants at `[N, 2]` run to now, `[N, 2]`."""
+        here = cells_at(xy, self.walls)
+        # Not next to the cell it aims at: sent to the next one from where it is.
+        lost = np.abs(here - self.aims).sum(1) > 1
+        near = np.hypot(*(self.targets - xy).T) < NEAR
+        under_way = (self.targets != self.goals).any(1)
+        for i in np.flatnonzero(lost | near & under_way):
+            cell = tuple((here if lost[i] else self.aims)[i].tolist())
+            aim = self.ways[i][cell]
+            self.aims[i] = aim
+            shift = self.rngs[i].uniform(-JITTER, JITTER, 2)
+            if self.ways[i][aim] == aim:
+                self.targets[i] = self.goals[i]
+            else:
+                self.targets[i] = centre_of(aim, self.walls) + shift
+        return self.targets
+
+
+def record_group(
+    task: str, length: int, seed: int, noise: float, first: int, count: int, part: Path
+) -> int:
+    """Record `count` episodes from number `first` on, in lockstep, and store them in `part`.
+
+    Returns the number of steps.
+    """
+    env = make_env(task, length).unwrapped
+    ant = load_arrays(ANT)
     rngs = [np.random.default_rng([seed, first + i]) for i in range(count)]
     seeds = [int(rng.integers(2**31)) for rng in rngs]
     noises = noise * np.stack([rng.normal(size=(length, 8)) for rng in rngs], 1)  # [N, count, 8]
     data = [mujoco.MjData(env.model) for _ in range(count)]
     states = np.zeros((length + 1, GROUP, 29))  # qpos and qvel; rows from count on stay unused
-    actions, goals, ways = np.zeros((length, count, 8), np.float32), np.zeros((count, 2)), []
+    actions = np.zeros((length, count, 8), np.float32)
+    goals = np.zeros((count, 2))
     for i in range(count):
         goals[i] = env.reset(seed=seeds[i])[0]["desired_goal"]
-        data[i].qpos[:], data[i].qvel[:] = env.data.qpos, env.data.qvel
+        data[i].qpos[:] = env.data.qpos
+        data[i].qvel[:] = env.data.qvel
         mujoco.mj_forward(env.model, data[i])  # as the environment does
         states[0, i] = np.concatenate([data[i].qpos, data[i].qvel])
-        ways.append(way_to(tuple(cells_at(goals[i], walls).tolist()), walls))
-    # At first every ant is "lost": not next to the cell it aims at, and so sent to the next one from where it is.
-    aims, targets, rel = np.full((count, 2), -9), np.zeros((count, 2)), np.ones((GROUP, 2))
+    walkers = Walkers(goals, walls_of(specs(task)[0]), rngs)
+    rel = np.ones((GROUP, 2))
     for t in range(length):
         xy = states[t, :count, :2]
-        here = cells_at(xy, walls)
-        lost, near = np.abs(here - aims).sum(1) > 1, np.hypot(*(targets - xy).T) < NEAR
-        for i in np.flatnonzero(lost | near & (targets != goals).any(1)):
-            aims[i] = aim = ways[i][tuple((here if lost[i] else aims)[i].tolist())]
-            shift = rngs[i].uniform(-JITTER, JITTER, 2)
-            targets[i] = goals[i] if ways[i][aim] == aim else centre_of(aim, walls) + shift
-        rel[:count] = targets - xy
-        # Rounded to float32 before the step, not only when stored: so the stored actions repeat the very same episode.
-        actions[t] = np.clip(act(ant, states[t, :, 2:], rel)[:count] + noises[t], -1, 1)
+        rel[:count] = walkers.follow(xy) - xy
+        torque = act(ant, states[t, :, 2:], rel)[:count] + noises[t]
+        # Rounded to float32 before the step: so the stored actions repeat the very same episode.
+        actions[t] = np.clip(torque, -1, 1)
         for i in range(count):
             data[i].ctrl[:] = actions[t, i]
             mujoco.mj_step(env.model, data[i], nstep=5)
-            states[t + 1, i, :15], states[t + 1, i, 15:] = data[i].qpos, data[i].qvel
+            states[t + 1, i, :15] = data[i].qpos
+            states[t + 1, i, 15:] = data[i].qvel
     states = states[:, :count].swapaxes(0, 1)  # [count, N + 1, 29]
-    success = np.linalg.norm(states[..., :2] - goals[:, None], axis=-1) <= RADIUS
-    with open(part.with_suffix(".tmp"), "wb") as file:
-        np.savez(file, states=states.astype(np.float32), goals=goals.astype(np.float32), seeds=np.array(seeds),
-                 success=success, actions=actions.swapaxes(0, 1))  # fmt: skip
-    os.replace(part.with_suffix(".tmp"), part)  # a part is whole or not there
+    distance = np.linalg.norm(states[..., :2] - goals[:, None], axis=-1)
+    unfinished = part.with_suffix(".tmp")
+    with open(unfinished, "wb") as file:
+        np.savez(
+            file,
+            states=states.astype(np.float32),
+            goals=goals.astype(np.float32),
+            seeds=np.array(seeds),
+            success=distance <= RADIUS["minari"],
+            actions=actions.swapaxes(0, 1),
+        )
+    os.replace(unfinished, part)  # a part is whole or not there
     return count * length
 
 
-def episodes_of(parts: list[Path], walls: np.ndarray, figures: dict) -> Iterator[dict]:
-    """All episodes in order, one part in memory at a time; fills in the figures at the end."""
-    digest, cells, squares, sums = hashlib.sha256(), set(), set(), np.zeros(5)
+def episodes_of(parts: list[Path], form: str, goal: np.ndarray) -> Iterator[dict]:
+    """All episodes in order, one part in memory at a time; `goal` is that of the evaluation."""
+    goal = goal.astype(np.float32)
     for part in parts:
         group = load_arrays(part)
         for i, seed in enumerate(group["seeds"].tolist()):
-            states, goal, actions, success = (group[name][i] for name in ("states", "goals", "actions", "success"))
-            count, xy = len(actions), states[:, :2]
-            obs = {"observation": states[:, 2:], "achieved_goal": xy, "desired_goal": np.tile(goal, (count + 1, 1))}
-            for array in (states, goal, actions, success):
-                digest.update(array.tobytes())
-            cells.update(map(tuple, cells_at(xy, walls).tolist()))
-            squares.update(map(tuple, np.floor(xy).astype(int).tolist()))
-            flipped = 2 * np.square(states[1:, 4:6]).sum(1) > 1  # the torso's own z axis points downwards
-            sums += 1, count, success[1:].any(), success[1:].sum(), flipped.sum()
+            states = group["states"][i]
+            actions = group["actions"][i]
+            xy = states[:, :2]
+            count = len(actions)
+            if form == "minari":
+                shown = group["goals"][i]
+                success = group["success"][i]
+                ends = np.zeros(count, bool)
+            else:
+                shown = goal
+                success = np.linalg.norm(xy - goal, axis=1) <= RADIUS["d4rl"]
+                ends = success[1:]
             yield {
-                "observations": obs, "actions": actions, "rewards": success[1:].astype(float), "seed": seed,
-                "terminations": np.zeros(count, bool), "truncations": np.arange(count) == count - 1,
+                "observations": {
+                    "observation": states[:, 2:],
+                    "achieved_goal": xy,
+                    "desired_goal": np.tile(shown, (count + 1, 1)),
+                },
+                "actions": actions,
+                "rewards": success[1:].astype(float),
+                "terminations": ends,
+                "truncations": np.arange(count) == count - 1,
                 "infos": {"success": success},
-            }  # fmt: skip
-    figures |= {"episodes": int(sums[0]), "transitions": int(sums[1]), "success": round(sums[2] / sums[0], 4)}
-    figures |= {"reward_share": round(sums[3] / sums[1], 4), "upside_down": round(sums[4] / sums[1], 4)}
-    figures |= {"cells": len(cells), "free_cells": int((~walls).sum()), "squares": len(squares)}
-    figures |= {"hash": digest.hexdigest()[:16]}
+                "seed": seed,
+            }
+
+
+class Figures:
+    """What is told and recorded of a set, gathered while it is written."""
+
+    def __init__(self, walls: np.ndarray):
+        self.walls = walls
+        self.digest = hashlib.sha256()
+        self.cells = set()  # visited
+        self.squares = set()  # of 1 m, visited
+        self.episodes = 0
+        self.steps = 0
+        self.arrived = 0  # episodes
+        self.rewarded = 0  # steps
+        self.flipped = 0  # steps
+
+    def watch(self, episodes: Iterator[dict]) -> Iterator[dict]:
+        """Hand on the episodes and count."""
+        for episode in episodes:
+            obs = episode["observations"]
+            xy = obs["achieved_goal"]
+            states = np.concatenate([xy, obs["observation"]], 1)
+            arrays = [
+                states,
+                obs["desired_goal"][0],
+                episode["actions"],
+                episode["infos"]["success"],
+            ]
+            for array in arrays:
+                self.digest.update(array.tobytes())
+            self.cells.update(map(tuple, cells_at(xy, self.walls).tolist()))
+            self.squares.update(map(tuple, np.floor(xy).astype(int).tolist()))
+            self.episodes += 1
+            self.steps += len(episode["rewards"])
+            self.arrived += int(episode["rewards"].any())
+            self.rewarded += int(episode["rewards"].sum())
+            # The torso's own z axis points downwards.
+            self.flipped += int((2 * np.square(states[1:, 4:6]).sum(1) > 1).sum())
+            yield episode
+
+    def row(self) -> dict:
+        return {
+            "transitions": self.steps,
+            "episodes": self.episodes,
+            "success": round(self.arrived / self.episodes, 4),
+            "reward_share": round(self.rewarded / self.steps, 4),
+            "upside_down": round(self.flipped / self.steps, 4),
+            "cells": len(self.cells),
+            "free_cells": int((~self.walls).sum()),
+            "squares": len(self.squares),
+            "hash": self.digest.hexdigest()[:16],
+        }
 
 
 def end_with_parent() -> None:
     """In a worker: stop when the parent is gone, however it went."""
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
-def collect(args: Args, length: int | None = None) -> dict:
-    """Record all groups that are not there yet, then write the dataset; returns its figures."""
-    dataset_id, length = args.dataset_id or f"edq/antmaze/{args.task}-v0", length or TASKS[args.task][2]
-    folder, (env, eval_env), count = folder_of(dataset_id), specs(args.task, length), -(-args.transitions // length)
-    same = (args.task, length, args.seed, args.action_noise)
-    key = hashlib.sha256(repr((*same, count, dataset_id, mujoco.__version__, np.__version__)).encode())
-    key.update(ANT.read_bytes() + Path(__file__).read_bytes())  # parts of another ant or program are of no use
-    work = folder.parent / f".unfinished-antmaze-{key.hexdigest()[:12]}"
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
+def record_groups(jobs: list[tuple], done: int, total: int, processes: int) -> None:
+    """Record the groups that are missing, in processes of their own."""
+    # The workers fill the cores already.
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, end_with_parent)
+    bar = tqdm(total=total, initial=done, unit="step", disable=None)
+    with pool, bar:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when this process ends, whatever way
+            # Ignored while workers start, and so by them: Ctrl-C is for the parent alone.
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            futures = [pool.submit(record_group, *job) for job in jobs]
+            signal.signal(signal.SIGINT, handler)
+            for future in as_completed(futures):
+                bar.update(future.result())
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def remove_work(work: Path, parts: list[Path]) -> None:
+    """Remove our own files, by name; a folder with anything else in it stays."""
+    for part in parts:
+        part.unlink(missing_ok=True)
+        part.with_suffix(".tmp").unlink(missing_ok=True)
+    (work / "lock").unlink()
+    try:
+        work.rmdir()
+    except OSError as error:
+        print(f"{work} stays: {error}")
+
+
+def work_folder(parent: Path, *arguments: object) -> Path:
+    """Where finished groups wait; parts of another ant, program or version are of no use."""
+    key = repr((*arguments, mujoco.__version__, np.__version__)).encode()
+    digest = hashlib.sha256(key + ANT.read_bytes() + Path(__file__).read_bytes())
+    work = parent / f".unfinished-antmaze-{digest.hexdigest()[:12]}"
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def write_set(args: Args, form: str, folder: Path, dataset_id: str, parts: list[Path]) -> dict:
+    """Write one dataset from the recorded groups; returns its figures."""
+    env, eval_env = specs(args.task, args.length)
+    walls = walls_of(env)
+    figures = Figures(walls)
+    goal = centre_of(TASKS[args.task].goal, walls)
+    save(
+        folder,
+        dataset_id,
+        figures.watch(episodes_of(parts, form, goal)),
+        env,
+        eval_env,
+        tool=Path(__file__).name,
+        ref_min_score=0.0,
+        ref_max_score=1.0,
+        algorithm_name="breadth-first waypoints + PPO ant",
+        description=f"AntMaze {args.task} in the form of {form}, rebuilt with D4RL's recipe, not "
+        f"the published data. Action noise {args.action_noise}, seed {args.seed}.",
+    )
+    about = {"dataset": dataset_id, "task": args.task, "form": form, "seed": args.seed}
+    return about | figures.row()
+
+
+def collect(args: Args) -> list[dict]:
+    """Record all groups that are not there yet, then write a dataset a form; returns figures."""
+    length = args.length or TASKS[args.task].steps
+    ids = args.dataset_id or [f"edq/antmaze/{args.task}{SUFFIX[form]}-v0" for form in args.form]
+    names = " and ".join(ids)
+    folders = [folder_of(dataset_id) for dataset_id in ids]
+    count = -(-args.transitions // length)
+    same = (args.task, length, args.seed, args.action_noise)
+    work = work_folder(folders[0].parent, *same, count)
+    with open(work / "lock", "w") as lock:
+        try:  # the system frees the lock when this process ends, whatever way
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fail(f"another process is at work on {dataset_id} already")
-        jobs = [(*same, i, min(GROUP, count - i), work / f"{i:07}.npz") for i in range(0, count, GROUP)]
+            fail(f"another process is at work on {names} already")
+        jobs = []
+        for first in range(0, count, GROUP):
+            part = work / f"{first:07}.npz"
+            jobs.append((*same, first, min(GROUP, count - first), part))
+        parts = [job[-1] for job in jobs]
         missing = [job for job in jobs if not job[-1].exists()]
-        todo, total = length * sum(job[-2] for job in missing), length * count
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        processes = max(1, min(args.processes or cores, len(missing)))
-        found = f"; {total - todo} are there already" if todo < total else ""
-        print(f"{dataset_id}: {count} episodes of {length} steps, {total} transitions{found}; {processes} processes")
-        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the workers fill the cores already
-        pool, began = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), end_with_parent), time.time()
-        with pool, tqdm(total=total, initial=total - todo, unit="step", disable=None) as bar:
-            try:
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent alone
-                futures = [pool.submit(record_group, *job) for job in missing]
-                signal.signal(signal.SIGINT, handler)
-                for future in as_completed(futures):
-                    bar.update(future.result())
-            except BaseException:
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-        seconds, figures = time.time() - began, {}
-        save(
-            work / "set", dataset_id, episodes_of([job[-1] for job in jobs], walls_of(env), figures), env, eval_env,
-            ref_min_score=0.0, ref_max_score=1.0, algorithm_name="breadth-first waypoints + PPO ant",
-            description=f"AntMaze {args.task}, rebuilt with D4RL's recipe; not the published data. Action noise "
-                        f"{args.action_noise}, seed {args.seed}. Made by results/datasets/antmaze.py.",
-        )  # fmt: skip
-        os.rename(work / "set", folder)
-        shutil.rmtree(work, ignore_errors=True)
-    speed = round(todo / seconds) if todo else 0
-    return figures | {"folder": folder, "seconds": round(seconds, 1), "steps_per_second": speed, "processes": processes}
+        total = length * count
+        done = total - length * sum(job[-2] for job in missing)
+        processes = max(1, min(args.processes or usable_cores(), len(missing)))
+        found = f"; {done} are there already" if done else ""
+        print(
+            f"{names}: {count} episodes of {length} steps, {total} transitions{found}; "
+            f"{processes} processes"
+        )
+        began = time.time()
+        record_groups(missing, done, total, processes)
+        seconds = time.time() - began
+        speed = {
+            "seconds": round(seconds, 1),
+            "steps_per_second": round((total - done) / seconds),
+            "processes": processes,
+        }
+        new = [work / f"set-{form}" for form in args.form]
+        rows = []
+        for form, dataset_id, folder in zip(args.form, ids, new):
+            rows.append(write_set(args, form, folder, dataset_id, parts) | speed)
+        for dataset_id, source, folder in zip(ids, new, folders):
+            folder_of(dataset_id)  # once more: recording takes minutes
+            os.rename(source, folder)
+            mark_namespaces(folder)
+        remove_work(work, parts)
+    return rows
+
+
+def check(args: Args) -> None:
+    """Refuse arguments that cannot be meant."""
+    if not args.form or len(set(args.form)) < len(args.form):
+        fail("--form is minari, d4rl, or one of each")
+    if args.dataset_id and len(args.dataset_id) != len(args.form):
+        fail("--dataset-id takes one id for each form")
+    if args.transitions < 1 or args.seed < 0 or args.processes < 0:
+        fail("transitions start at 1, seed and processes at 0")
+    if args.length is not None and args.length < 1:
+        fail("an episode has at least one step")
+    if not 0 <= args.action_noise < np.inf:
+        fail("the noise is neither negative nor infinite")
 
 
 def main(args: Args) -> None:
     """Check the arguments, collect, and tell what came out."""
-    if args.task not in TASKS:
-        fail(f"there is no task {args.task}; there are {', '.join(TASKS)}")
-    if args.transitions < 1 or args.seed < 0 or args.processes < 0 or not 0 <= args.action_noise < np.inf:
-        fail("transitions start at 1, seed and processes at 0, and the noise is neither negative nor infinite")
-    if args.record and (args.record.is_dir() or not args.record.absolute().parent.is_dir()):
-        fail(f"{args.record} cannot be a file: it is a folder, or its folder is missing")
+    check(args)
+    record = new_file(args.record) if args.record else None
+    started = time.time()
     try:
-        f = collect(args)
+        rows = collect(args)
     except KeyboardInterrupt:
         print("stopped; the finished groups are kept, and the same command goes on from there")
         sys.exit(130)
     except (OSError, BrokenProcessPool) as error:
         fail(f"{error}; the finished groups are kept, and the same command goes on from there")
-    print(f"{f['folder']}: {f['transitions']} transitions, {f['success']:.1%} of the {f['episodes']} episodes arrive, "
-          f"{f['reward_share']:.1%} of the steps have reward 1, {f['upside_down']:.1%} are upside down; "
-          f"{f['cells']} of {f['free_cells']} free cells and {f['squares']} squares of 1 m visited; "
-          f"{f['steps_per_second']} steps a second in {f['processes']} processes")  # fmt: skip
-    if args.record:
-        columns = "reward_share cells free_cells squares upside_down seconds steps_per_second processes hash".split()
-        row = {"task": args.task, "transitions": f["transitions"], "seed": args.seed, "success": f["success"]}
-        append_row(args.record, row | {key: f[key] for key in columns})
+    for row in rows:
+        print(
+            f"{row['dataset']}: {row['transitions']} transitions, {row['success']:.1%} of the "
+            f"{row['episodes']} episodes see the goal, {row['reward_share']:.1%} of the steps have "
+            f"reward 1, {row['upside_down']:.1%} are upside down; {row['cells']} of "
+            f"{row['free_cells']} free cells and {row['squares']} squares of 1 m visited; "
+            f"{row['steps_per_second']} steps a second in {row['processes']} processes"
+        )
+    if record:
+        sys.path.append(str(ROOT))
+        from results.common.records import write_record
+
+        write_record(record, rows, started, seeds=[args.seed])
 
 
 if __name__ == "__main__":

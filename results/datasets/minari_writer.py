@@ -81,6 +81,16 @@ def check_free(folder: Path, tool: str) -> None:
         fail(f"{folder} holds something that {tool} did not write; choose a new or empty folder")
 
 
+def new_file(path: Path) -> Path:
+    """A file that is about to be written; it must not exist yet, but its folder must."""
+    path = path.expanduser().absolute()
+    if path.exists():
+        fail(f"{path} exists already")
+    if not path.parent.is_dir():
+        fail(f"there is no folder {path.parent}")
+    return path
+
+
 def put(group: h5py.Group, name: str, value: dict | np.ndarray) -> None:
     """Store an array as one chunk, or a dict of arrays as a group."""
     if isinstance(value, dict):
@@ -141,7 +151,8 @@ def mark_namespaces(folder: Path) -> None:
     root = datasets_root()
     for parent in folder.parents:
         mark = parent / "namespace_metadata.json"
-        if root in parent.parents and not mark.exists():
+        hidden = parent.name.startswith(".")  # a maker's work folder
+        if root in parent.parents and not hidden and not mark.exists():
             mark.write_text("{}")
 
 
