@@ -57,7 +57,6 @@ CURVE = {  # columns of a curve, and the metrics that they are
     "entropy": "policy/entropy",
     "q_max_abs": "q/max_abs",
     "diffusion": "losses/diffusion",
-    "train_seconds": "charts/seconds",
 }
 
 
@@ -381,6 +380,13 @@ def summary_of(run: Run) -> dict:
     return {"last": history[-1], "best": best, "offline": history[-1]}
 
 
+def seconds_of(metrics: list[dict]) -> float:
+    """What the updates took, without the evaluations."""
+    ends = [0, *(int(row["step"]) for row in metrics)]
+    updates = [end - start for start, end in pairwise(ends)]
+    return sum(n / float(row["charts/sps"]) for n, row in zip(updates, metrics))
+
+
 def has_settled(metrics: list[dict], evaluations: list[int]) -> bool:
     """Whether the mean diffusion loss of an interval between evaluations is that of the one before.
 
@@ -426,7 +432,7 @@ def main_row(run: Run) -> dict:
         "best": round(summary["best"]["score"], 1),
         "offline": round(offline["score"], 1),
         "data": round(data["mean_score"], 1),
-        "seconds": round(float(metrics[-1]["charts/seconds"])) if metrics else 0,
+        "seconds": round(seconds_of(metrics)),
         "threads": about["threads"],
         "torch": about["versions"]["torch"],
         "flags": " ".join(run.flags),
