@@ -72,7 +72,7 @@ def write_paths(study: str, run: Run) -> None:
     about = {
         "simulator": [task.env, task.env_kwargs],
         "args": {"env_id": args.env_id, "preset": args.preset, "seed": args.seed},
-        "run": {k: run.record[k] for k in ("script", "command", "threads", "versions")},
+        "run": {k: run.record[k] for k in ("script", "threads", "versions")},
         "dataset": dataset,
     }
     folder = RECORDS / study
