@@ -1,13 +1,9 @@
 """The ensemble study: closed forms against Monte Carlo, groups of members against a plain loop."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
 from results.studies.ensemble import run, tables
 
 pytestmark = pytest.mark.study

@@ -2,7 +2,7 @@
 
 import copy
 import math
-import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-sys.path.insert(0, str(ROOT))
 import edq_mujoco as edq
 from results.studies.entropy import estimators, tables
 from results.studies.entropy.arms import ARMS, arm_losses
@@ -46,6 +45,11 @@ def chain_noise(n: int, A: int = 1) -> torch.Tensor:
     return torch.randn(6, n, A, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 def test_log_det_is_that_of_the_jacobian(net):
     x = torch.randn(6, 2)
     obs = torch.randn(6, 3)
@@ -53,12 +57,12 @@ def test_log_det_is_that_of_the_jacobian(net):
     for i in range(6):
         jacobian = torch.autograd.functional.jacobian(lambda a, i=i: net(a, 1, obs[i]) + a, x[i])
         expected = math.log(abs(float(torch.linalg.det(jacobian))))
-        assert float(volume[i]) == pytest.approx(expected, abs=1e-4)
+        assert volume[i].item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8])
 def test_chain_with_jacobian_is_near_the_exact_entropy_from_below(k):
-    """Slack of 0.01 to 0.1 nats, where `chain` with std 0.05 in its last step hides a nat and more."""
+    """Slack of 0.01 to 0.1 nats, where `chain` with std 0.05 in its last step hides a nat."""
     n = 50_000
     said = estimators.chain_jacobian(SDE, linear(k), torch.zeros(n, 1), chain_noise(n)).mean()
     var = 1.0
@@ -159,7 +163,7 @@ def test_entropy_of_samples_by_neighbours_and_by_a_mixture():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_adds_its_term_and_nothing_else(arm, net):
-    """With weight 0 every arm is `none`; with weight 1 the loss differs by the term that is logged."""
+    """With weight 0 an arm is `none`; with weight 1 the loss differs by the term that is logged."""
     g = torch.Generator().manual_seed(5)
     obs = torch.randn(16, 3, generator=g)
     action = torch.randn(16, 2, generator=g).tanh()
@@ -168,15 +172,16 @@ def test_an_arm_adds_its_term_and_nothing_else(arm, net):
     eps = torch.randn(16, 2, generator=g)
     aT = torch.randn(16, 2, generator=g)
     noise = edq.Noise(None, t, eps, aT, chain_noise(16, 2))
+    args = replace(ARGS, pessimism="lcb", num_critics=4)
     agent = SimpleNamespace(sde=SDE, score=net, alpha=None, chain_std=0.2)
-    agent.q = edq.QEnsemble(3, 2, 1, 16)
+    agent.q = edq.QEnsemble(3, 2, 4, 16)
     agent.clone = copy.deepcopy(net)
     nn.init.normal_(agent.clone.layers[-1].bias)
 
     def losses(arm: str, coef: float, noise_std: float = 0.0) -> dict[str, float]:
         agent.noise_std = torch.tensor(noise_std)
         with torch.no_grad():
-            out = arm_losses(arm, agent, batch, noise, ARGS, torch.tensor(coef))
+            out = arm_losses(arm, agent, batch, noise, args, torch.tensor(coef))
         return {name: float(value.mean()) for name, value in out.items()}
 
     none = losses("none", 0.0)

@@ -1,16 +1,14 @@
-"""The sampler study: exact networks, Euler steps, schedules, training side by side, and its tables."""
+"""The sampler study: exact networks, Euler steps, schedules, training side by side, tables."""
 
 import csv
 import math
 import statistics
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
 import edq_mujoco as edq
 from results.studies.samplers import run, tables
 from results.studies.samplers.diffusion import (
@@ -44,7 +42,7 @@ def test_tables_of_the_cosine_schedule_are_the_scripts():
 
 
 def test_small_euler_steps_carry_one_normal_to_the_next():
-    """With the exact score of N(0, 0.5^2) both keep the marginals; T = 400 so that steps are small."""
+    """With the exact score of N(0, 0.5^2) both keep the marginals; small steps, as T = 400."""
     sde = ScheduledSDE(400, "constant")
     actor = ExactActor(even([(0.0,)], 0.5, ""), sde)
     g = torch.Generator().manual_seed(0)
@@ -62,8 +60,9 @@ def test_small_euler_steps_carry_one_normal_to_the_next():
 def test_samplers_with_few_and_with_many_steps():
     """Wasserstein distances with exact networks, as recorded.
 
-    On one mode two posterior steps are far nearer than two Euler steps. On two modes at +-0.8 and T = 5 they are not:
-    0.29 against 0.18 for Euler steps of the SDE, since the last step returns E[a_0 | a_1] and sigma_1 = 0.57.
+    On one mode two posterior steps are far nearer than two Euler steps. On two modes at +-0.8 and
+    T = 5 they are not: 0.29 against 0.18 for Euler steps of the SDE, since the last posterior step
+    returns E[a_0 | a_1] and sigma_1 = 0.57.
     """
     n = 10_000
 

@@ -2,14 +2,12 @@
 
 import csv
 import statistics
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT))
 import edq_mujoco as edq
 from results.common import small_agents
 from results.common.known_tasks import toy_reward

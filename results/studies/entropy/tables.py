@@ -28,7 +28,7 @@ ESTIMATORS = [
     "pathkl",
     "knn",
 ]
-# Policies on which estimators are judged, without those of released and quad, whose numbers run away.
+# Policies on which estimators are judged. The numbers of released and quad run away on their own.
 JUDGES = ("none", "score", "chain", "chainJ", "pathkl")
 LEARNED_ARMS = [
     "none",
@@ -91,7 +91,9 @@ def coefs_of(rows: list[dict], arm: str) -> list[float]:
 
 
 def gains(rows: list[dict], arm: str) -> dict[float, tuple[float, float]]:
-    """By coefficient: entropy of an arm minus that of none, paired over seeds, and half its 95 % interval."""
+    """By coefficient: entropy of an arm minus that of none, paired over seeds, and half its 95 %
+    interval.
+    """
     none = values(rows, "entropy", arm="none")
     return {
         coef: interval(values(rows, "entropy", arm=arm, coef=coef) - none)
@@ -118,7 +120,9 @@ def against_noise(rows: list[dict], arm: str, coef: float, value: str) -> np.nda
 
 
 def judged(rows: list[dict], estimator: str) -> tuple[float, float, float]:
-    """An estimate against the true entropy: rank correlation, least-squares slope, mean error in nats."""
+    """An estimate against the true entropy: rank correlation, least-squares slope, mean error in
+    nats.
+    """
     rows = [row for row in rows if row["arm"] in JUDGES]
     truth = np.array([row["entropy"] for row in rows])
     said = np.array([row[f"says_{estimator}"] for row in rows])
@@ -230,7 +234,9 @@ def estimators(records: Path) -> str:
 
 
 def last_step(records: Path) -> str:
-    """`chain` with three stds of its last step, on the bandit: entropy, mean and std of the seeds."""
+    """`chain` with three stds of its last step, on the bandit: entropy, mean and std of the
+    seeds.
+    """
     rows = load_all(records)["bandit"]
     coefs = coefs_of(rows, "chain")
     lines = []
