@@ -60,7 +60,7 @@ def load_run(folder: Path, device: str = "cpu", **changes: object) -> Run:
     state = script.load_checkpoint(folder, agent)
     if state is None:
         fail(f"{folder} has no checkpoint")
-    return Run(folder, script, args, agent, state["progress"].step, record)
+    return Run(folder, script, args, agent, state["progress"]["step"], record)
 
 
 def load_data(run: Run, device: str = "cpu") -> tuple[object, dict]:

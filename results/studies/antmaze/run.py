@@ -35,6 +35,7 @@ import tyro
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "datasets"))
 from results.common.records import RECORDS, write_record
 from results.common.runs import Run, fail, load_data, load_run
 from results.common.walks import watch
@@ -250,7 +251,7 @@ def look(
 def movement(path: np.ndarray, walls: np.ndarray) -> dict[str, float]:
     """Of an ant's states `[steps + 1, 31]`: speed, share on its back, and how far it got, in
     cells."""
-    from results.datasets import make_antmaze
+    import make_antmaze
 
     xy = path[:, 27:29]
     x, y = path[:, 2], path[:, 3]  # of the torso's quaternion

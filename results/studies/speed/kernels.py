@@ -32,7 +32,7 @@ def main(flags: list[str]) -> None:
     data = random_data(edq, OBS_DIM, ACT_DIM, g)
     torch.manual_seed(0)
     agent = edq.Agent(OBS_DIM, ACT_DIM, args, "cuda")
-    edq.compile_functions(args)
+    edq.compile_functions()
     step = edq.make_step(agent, data, args, g, 0)
     for _ in range(10):
         step()

@@ -190,7 +190,7 @@ class Prepared:
         self.seen = products.seen
         if setting["compile"] == "on":
             compiled = replace(plain, compile=True)
-            edq.compile_functions(compiled)
+            edq.compile_functions()
             self.step = edq.make_step(agent, self.data, compiled, g, 0)
 
 
@@ -271,7 +271,7 @@ def time_acting(args, setting: dict, device: str) -> dict:
     with Products() as products:
         some = actor()
     if task.compile:
-        edq.compile_functions(task)
+        edq.compile_functions()
     sides = {
         "evaluation": lambda: simulate(actor()),
         "actor": actor,
