@@ -1,9 +1,10 @@
 """Two small tasks whose answer is known, and the exact law of a small policy's action.
 
 bandit  one state; 80 % of the data at the action -0.5, 20 % at 0.5, which pays more.
-toy     the two-step task of the paper's Fig. 1, for which the paper gives no numbers: a point at 0 moves by its action,
-        twice; the reward is a mixture of Gaussians over the position where it arrives. Most of the data go to the poor
-        mode and stay there; from there the rich one is out of reach. obs: position, number of the step.
+toy     the two-step task of the paper's Fig. 1, for which the paper gives no numbers: a point at 0
+        moves by its action, twice; the reward is a mixture of Gaussians over the position where it
+        arrives. Most of the data go to the poor mode and stay there; from there the rich one is out
+        of reach. obs: position, number of the step.
 """
 
 import math
@@ -25,8 +26,9 @@ RICH_SHARE = 0.12
 class Task:
     """One action dimension, data in two modes, the better one rare.
 
-    data(g, n) -> obs `[n, S]`, action `[n, 1]`; q(obs `[B, S]`, action `[B, 1]`) -> `[B]`, the true value. Entropy and
-    value are measured in the state `probe`, where the data's modes are `common` and `rare`.
+    data(g, n) -> obs `[n, S]`, action `[n, 1]`; q(obs `[B, S]`, action `[B, 1]`) -> `[B]`, the
+    true value. Entropy and value are measured in the state `probe`, where the data's modes are
+    `common` and `rare`.
     """
 
     name: str
@@ -39,12 +41,23 @@ class Task:
     q: Callable[[Tensor, Tensor], Tensor]
 
 
-def bump(x: Tensor, centre: float, height: float, width: float = 0.2) -> Tensor:
+def bump(
+    x: Tensor,
+    centre: float,
+    height: float,
+    width: float = 0.2,
+) -> Tensor:
     """height exp(-(x - centre)^2 / (2 width^2)): one mode of a reward."""
     return height * torch.exp(-0.5 * ((x - centre) / width) ** 2)
 
 
-def two_modes(g: torch.Generator, n: int, common: float, rare: float, rare_share: float) -> Tensor:
+def two_modes(
+    g: torch.Generator,
+    n: int,
+    common: float,
+    rare: float,
+    rare_share: float,
+) -> Tensor:
     """n actions `[n]`, a `rare_share` of them at `rare`."""
     is_rare = torch.rand(n, generator=g) < rare_share
     centre = torch.where(is_rare, rare, common)
@@ -70,7 +83,9 @@ def toy_reward(position: Tensor) -> Tensor:
 
 
 def toy_data(g: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
-    """n / 2 episodes of two steps: all first steps, then all second ones, which aim at the nearer mode."""
+    """n / 2 episodes of two steps: all first steps, then all second ones, which aim at the nearer
+    mode.
+    """
     first = two_modes(g, n // 2, POOR, RICH, RICH_SHARE)
     aim = torch.where(first > 0, RICH, POOR)
     noise = torch.randn(n // 2, generator=g)
@@ -82,9 +97,11 @@ def toy_data(g: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
 
 
 def toy_q(obs: Tensor, action: Tensor) -> Tensor:
-    """Value of the data's own behaviour, in closed form (no discount): reward now, and after a first step the next one.
+    """Value of the data's own behaviour, in closed form (no discount): reward now, and after a
+    first step the next one.
 
-    The next action arrives at the nearer mode with std 0.1: on average 0.89 of its height, as the reward is 0.2 wide.
+    The next action arrives at the nearer mode with std 0.1: on average 0.89 of its height, as the
+    reward is 0.2 wide.
     """
     position = obs[:, 0] + action[:, 0]
     height = torch.where(position > 0, 1.0, 0.5)
@@ -128,13 +145,18 @@ def normal_density(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tens
 
 @torch.no_grad()
 def action_law(
-    actor: Callable, sde: edq.MeanRevertingSDE, obs: Tensor, last_std: float = 0.0
+    actor: Callable,
+    sde: edq.MeanRevertingSDE,
+    obs: Tensor,
+    last_std: float = 0.0,
 ) -> Tensor:
-    """Probability, by bin, of the posterior sampler's action in one state, before the last clamp; obs `[S]`.
+    """Probability, by bin, of the posterior sampler's action in one state, before the last clamp;
+    obs `[S]`.
 
-    One action dimension; predicted actions are clamped inside (`action_clip`). The density of a_t is carried from t = T
-    to 1 on a grid. The last step is a map, so each grid cell of a_1 spreads its mass evenly between the images of its
-    ends; `last_std` adds noise to it. Mass beyond the bins counts as theirs.
+    One action dimension; predicted actions are clamped inside (`action_clip`). The density of a_t
+    is carried from t = T to 1 on a grid. The last step is a map, so each grid cell of a_1 spreads
+    its mass evenly between the images of its ends; `last_std` adds noise to it. Mass beyond the
+    bins counts as theirs.
     """
     grid = torch.linspace(-5, 5, 501)  # every step but the last adds noise of std 0.5 or more
     fine = torch.linspace(-5, 5, 4001)

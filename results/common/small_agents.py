@@ -1,9 +1,10 @@
 """Many small agents trained at once, on tasks small enough to know the answer.
 
-An agent here is the scripts' own (their networks, SDE and losses, unchanged), only small. The weights of all N agents
-stand in one tensor, `[N, ...]`, and `torch.func.vmap` runs the losses of one agent over them. Agents share nothing:
-each has its own data, noise, gradient norm and Adam moments. Agents of one seed get the same data and noise, so that a
-difference between two coefficients is not one of luck.
+An agent here is the scripts' own (their networks, SDE and losses, unchanged), only small. The
+weights of all N agents stand in one tensor, `[N, ...]`, and `torch.func.vmap` runs the losses of
+one agent over them. Agents share nothing: each has its own data, noise, gradient norm and Adam
+moments. Agents of one seed get the same data and noise, so that a difference between two
+coefficients is not one of luck.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,12 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.func import (
+    functional_call,
+    grad_and_value,
+    stack_module_state,
+    vmap,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import edq_mujoco as edq
@@ -65,12 +71,15 @@ def copied(weights: Weights) -> Weights:
 
 
 def compiled(function: Callable, *example) -> Callable:
-    """Trace a function of tensors, vmap and gradients included, into plain operations, and fuse these."""
+    """Trace a function of tensors, vmap and gradients included, into plain operations, and fuse
+    these.
+    """
     return torch.compile(make_fx(function)(*example), dynamic=False)
 
 
 def seeded_draws(
-    seeds: list[int], draw: Callable[[torch.Generator], tuple[Tensor, ...]]
+    seeds: list[int],
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
 ) -> Iterator[tuple[Tensor, ...]]:
     """Endless draws, stacked over seeds: each seed has its own stream, whatever the others are."""
     generators = [torch.Generator().manual_seed(10_000 + seed) for seed in seeds]
@@ -90,14 +99,17 @@ def clip_gradients(grads: Weights, limit: float) -> None:
 class SmallAgents:
     """N = len(seeds) * len(coefs) agents, seed by seed.
 
-    `weights[net]`: tensors `[N, ...]` by name, for net in score, score_ema, q, target_q. `coef` `[N]`: the weight of the
-    entropy term. `extra`: what else the losses read of an agent, `[N, ...]`: `clone` (weights of a cloned actor),
-    `noise_std`. All three may be changed in place between updates.
+    `weights[net]`: tensors `[N, ...]` by name, for net in score, score_ema, q, target_q. `coef`
+    `[N]`: the weight of the entropy term. `extra`: what else the losses read of an agent, `[N,
+    ...]`: `clone` (weights of a cloned actor), `noise_std`. All three may be changed in place
+    between updates.
 
-    `known_q`: the true Q in the place of critics. `start`: weights `[len(seeds), ...]` with which the actors begin.
+    `known_q`: the true Q in the place of critics. `start`: weights `[len(seeds), ...]` with which
+    the actors begin.
 
-    The EMA actor follows from update `ema_start` on, in each `ema_every`-th update, at the rate 1 - args.ema_decay.
-    As given that is the rule of the scripts (1,000 and 5). Runs shorter than that need another one: see toy/run.py.
+    The EMA actor follows from update `ema_start` on, in each `ema_every`-th update, at the rate 1
+    - args.ema_decay. As given that is the rule of the scripts (1,000 and 5). Runs shorter than
+    that need another one: see toy/run.py.
     """
 
     def __init__(
@@ -144,7 +156,10 @@ class SmallAgents:
         self.modules["clone"] = self.modules["score"]
         if known_q is None:
             self.add_network("q", "target_q", make_critics)
-        rates = {"q": args.critic_lr, "score": args.actor_lr}  # in the order of the scripts' update
+        rates = {
+            "q": args.critic_lr,
+            "score": args.actor_lr,
+        }  # in the order of the scripts' update
         if known_q or args.eta == 0:  # nothing to learn for critics
             del rates["q"]
         self.optimisers = {
@@ -153,7 +168,11 @@ class SmallAgents:
         }
 
     def add_network(
-        self, net: str, average: str, make: Callable, start: Weights | None = None
+        self,
+        net: str,
+        average: str,
+        make: Callable,
+        start: Weights | None = None,
     ) -> None:
         """A learned network and its moving average."""
         module, weights = stack(make, self.seeds, self.copies)
@@ -164,7 +183,9 @@ class SmallAgents:
         self.weights[average] = copied(weights)
 
     def one(self, weights: dict[str, Weights], extra: dict) -> SimpleNamespace:
-        """One agent, as far as the scripts' losses and `act` look into it; weights and extra of its row."""
+        """One agent, as far as the scripts' losses and `act` look into it; weights and extra of
+        its row.
+        """
         agent = SimpleNamespace(sde=self.sde, alpha=None, chain_std=self.chain_std)
         if self.known_q:
             agent.q = KnownQ(self.known_q)
@@ -175,12 +196,19 @@ class SmallAgents:
         return agent
 
     def loss_of(self, net: str) -> Callable:
-        """Loss of one agent as a function of that network's weights; beside it diffusion loss and entropy, `[2]`."""
+        """Loss of one agent as a function of that network's weights; beside it diffusion loss and
+        entropy, `[2]`.
+        """
 
         def critic(own, weights, extra, coef, batch, noise):
             agent = self.one(weights | {"q": own}, extra)
             batch = edq.Transitions(*batch)
-            target = edq.td_target(agent, batch, edq.Noise(*noise).target, self.args)
+            target = edq.td_target(
+                agent,
+                batch,
+                edq.Noise(*noise).target,
+                self.args,
+            )
             loss = edq.critic_loss(agent, batch, target)["losses/critic"]
             return loss, loss.new_zeros(2)
 
@@ -196,14 +224,22 @@ class SmallAgents:
         return critic if net == "q" else actor
 
     def update(self, batch: edq.Transitions, noise: edq.Noise) -> Tensor:
-        """Critics, then actors with the new critics, then the averages; batch and noise `[len(seeds), ...]`.
+        """Critics, then actors with the new critics, then the averages; batch and noise
+        `[len(seeds), ...]`.
 
         Returns diffusion loss and entropy estimate, `[N, 2]`.
         """
         batch = tuple(x.repeat_interleave(self.copies, 0) for x in batch)
         noise = tuple(x.repeat_interleave(self.copies, 0) for x in noise)
         for net, optimiser in self.optimisers.items():
-            inputs = (self.weights[net], self.weights, self.extra, self.coef, batch, noise)
+            inputs = (
+                self.weights[net],
+                self.weights,
+                self.extra,
+                self.coef,
+                batch,
+                noise,
+            )
             if net not in self.gradients:
                 every_agent = vmap(grad_and_value(self.loss_of(net), has_aux=True))
                 self.gradients[net] = compiled(lambda *x, f=every_agent: f(*x), *inputs)
@@ -218,7 +254,9 @@ class SmallAgents:
         return logged
 
     def average(self) -> None:
-        """Moving averages of the weights: target critics in every update, the EMA actor when it is due."""
+        """Moving averages of the weights: target critics in every update, the EMA actor when it
+        is due.
+        """
         if "q" in self.optimisers:
             self.follow("target_q", "q", self.args.tau)
         due = self.updates >= self.ema_start and self.updates % self.ema_every == 0
@@ -232,7 +270,10 @@ class SmallAgents:
 
     def actor(self, row: int) -> Net:
         """The actor of one agent."""
-        return Net(self.modules["score"], row_of(self.weights["score"], row))
+        return Net(
+            self.modules["score"],
+            row_of(self.weights["score"], row),
+        )
 
     def as_script_agent(self, row: int, agent: nn.Module) -> nn.Module:
         """The weights of one agent put into an `Agent` of a script, to be evaluated by it."""
@@ -242,8 +283,15 @@ class SmallAgents:
 
 
 # === Acting ===
-def raw_actions(actor: Callable, sde: edq.MeanRevertingSDE, obs: Tensor, noise: Tensor) -> Tensor:
-    """`sample_actions` without the clamp of its last step: atoms at +-1 have no entropy; noise `[T, ..., A]`."""
+def raw_actions(
+    actor: Callable,
+    sde: edq.MeanRevertingSDE,
+    obs: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """`sample_actions` without the clamp of its last step: atoms at +-1 have no entropy; noise
+    `[T, ..., A]`.
+    """
     a_t = noise[0]
     for t in reversed(range(1, sde.num_steps)):
         a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs)).clamp(-1, 1)
@@ -258,7 +306,12 @@ def raw_actions_of_all(agents: SmallAgents, obs: Tensor, g: torch.Generator) -> 
     weights = agents.weights["score"]
     module = agents.modules["score"]
     count = len(next(iter(weights.values())))
-    shape = (count, agents.sde.num_steps, len(obs), module.act_dim)
+    shape = (
+        count,
+        agents.sde.num_steps,
+        len(obs),
+        module.act_dim,
+    )
     noise = torch.randn(shape, generator=g)
 
     def one(weights: Weights, noise: Tensor) -> Tensor:
@@ -268,9 +321,15 @@ def raw_actions_of_all(agents: SmallAgents, obs: Tensor, g: torch.Generator) -> 
 
 
 def act(
-    agent, obs: Tensor, noise: Tensor, u: Tensor, args: edq.Args, extra: Tensor | float = 0.0
+    agent,
+    obs: Tensor,
+    noise: Tensor,
+    u: Tensor,
+    args: edq.Args,
+    extra: Tensor | float = 0.0,
 ) -> Tensor:
-    """The scripts' `act`, with `extra` added to its candidates; for `vmap`, and agents that normalise nothing.
+    """The scripts' `act`, with `extra` added to its candidates; for `vmap`, and agents that
+    normalise nothing.
 
     obs `[R, S]`, noise `[T, R, K, A]`, u `[R]`, extra `[R, K, A]` -> `[R, A]`.
     """

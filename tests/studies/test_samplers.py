@@ -1,162 +1,169 @@
-"""The sampler study: exact networks, distances, vectorised training, and tables against naive sums over the record."""
+"""The sampler study: exact networks, Euler steps, schedules, training side by side, tables."""
 
 import csv
 import math
 import statistics
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "results"))
-import samplers
+import edq_mujoco as edq
+from results.studies.samplers import run, tables
+from results.studies.samplers.diffusion import (
+    SCHEDULES,
+    ScheduledSDE,
+    ode_step,
+    reverse_sde_step,
+    sample,
+)
+from results.studies.samplers.mixtures import MIXTURES, ExactActor, between, even, mode_std
 
+pytestmark = pytest.mark.study
 RECORDS = ROOT / "results" / "records"
 
 
-def read(kind=""):
-    with open(RECORDS / f"samplers{kind}.csv", newline="") as file:
-        assert file.readline().startswith("# {")
-        return list(csv.DictReader(file))
+# === Schedules and Euler steps ===
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+def test_every_schedule_forgets_the_action(schedule, steps):
+    sde = ScheduledSDE(steps, schedule)
+    assert sde.theta_dt.shape == sde.sigma.shape == sde.posterior_var.shape == (steps,)
+    assert math.exp(-float(sde.theta_bar[-1])) == pytest.approx(1e-3, rel=1e-4)
 
 
-def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+def test_tables_of_the_cosine_schedule_are_the_scripts():
+    own = ScheduledSDE(5, "cosine")
+    theirs = edq.MeanRevertingSDE(5)
+    for name in ("theta_dt", "theta_bar", "sigma", "w_t", "w_0", "posterior_var"):
+        torch.testing.assert_close(getattr(own, name), getattr(theirs, name))
+    assert float(ScheduledSDE(5, "vp").sigma[0]) == pytest.approx(0.7804967, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["one mode", "three modes"])
-def test_exact_network_is_the_expected_noise_by_quadrature(mujoco, name):
-    mixture, sde = samplers.MIXTURES[name], mujoco.MeanRevertingSDE(5)
+def test_small_euler_steps_carry_one_normal_to_the_next():
+    """With the exact score of N(0, 0.5^2) both keep the marginals; small steps, as T = 400."""
+    sde = ScheduledSDE(400, "constant")
+    actor = ExactActor(even([(0.0,)], 0.5, ""), sde)
+    g = torch.Generator().manual_seed(0)
+    by_sde = by_ode = torch.randn(20_000, 1, generator=g)
+    for t in reversed(range(200, 400)):
+        z = torch.randn(by_sde.shape, generator=g)
+        by_sde = reverse_sde_step(sde, by_sde, t, actor(by_sde, t, None), z)
+        by_ode = ode_step(sde, by_ode, t, actor(by_ode, t, None))
+    keep = math.exp(-float(sde.theta_bar[199]))
+    std = math.sqrt((0.5 * keep) ** 2 + float(sde.sigma[199]) ** 2)
+    assert float(by_sde.std()) == pytest.approx(std, abs=0.02)
+    assert float(by_ode.std()) == pytest.approx(std, abs=0.02)
+
+
+def test_samplers_with_few_and_with_many_steps():
+    """Wasserstein distances with exact networks, as recorded.
+
+    On one mode two posterior steps are far nearer than two Euler steps. On two modes at +-0.8 and
+    T = 5 they are not: 0.29 against 0.18 for Euler steps of the SDE, since the last posterior step
+    returns E[a_0 | a_1] and sigma_1 = 0.57.
+    """
+    n = 10_000
+
+    def distances(name: str, T: int) -> dict[str, float]:
+        sde = edq.MeanRevertingSDE(T)
+        mixture = MIXTURES[name]
+        g = torch.Generator().manual_seed(1)
+        data = mixture.sample(n, g).numpy()
+        noise = torch.randn(T, n, 1, generator=g)
+        actor = ExactActor(mixture, sde)
+        found = {}
+        for sampler in ("posterior", "sde", "ode"):
+            out = sample(actor, sde, torch.zeros(n, 0), sampler, noise)
+            assert float(out.abs().max()) <= 1
+            found[sampler] = run.distance(out.numpy(), data)
+        return found
+
+    two = distances("one mode", 2)
+    assert two["posterior"] < 0.1
+    assert min(two["sde"], two["ode"]) > 0.5
+    five = distances("far modes", 5)
+    expected = {"posterior": 0.29, "sde": 0.18, "ode": 0.205}
+    assert five == pytest.approx(expected, abs=0.03)
+    assert max(distances("far modes", 50).values()) < 0.07
+
+
+# === Exact networks, data, distances ===
+def test_exact_network_is_the_expected_noise_by_quadrature():
+    mixture = MIXTURES["three modes"]
+    sde = edq.MeanRevertingSDE(5)
     a0 = np.linspace(-2, 2, 40_001)
-    prior = sum(w * np.exp(-0.5 * ((a0 - m) / mixture.std) ** 2) for (m,), w in zip(mixture.means, mixture.weights))
+    prior = 0
+    for (mean,), weight in zip(mixture.means, mixture.weights):
+        prior = prior + weight * np.exp(-0.5 * ((a0 - mean) / mixture.std) ** 2)
     for t in range(5):
-        keep, sigma = math.exp(-float(sde.theta_bar[t])), float(sde.sigma[t])
+        keep = math.exp(-float(sde.theta_bar[t]))
         for a_t in (-1.3, -0.2, 0.0, 0.4, 2.0):
-            eps = (a_t - keep * a0) / sigma
+            eps = (a_t - keep * a0) / float(sde.sigma[t])
             weight = prior * np.exp(-0.5 * eps**2)
-            expected = (weight * eps).sum() / weight.sum()
-            got = samplers.ExactScore(mixture, sde)(torch.tensor([[a_t]]), t, None)
-            assert float(got) == pytest.approx(expected, abs=2e-5)
+            got = ExactActor(mixture, sde)(torch.tensor([[a_t]]), t, None)
+            assert float(got) == pytest.approx((weight * eps).sum() / weight.sum(), abs=2e-5)
 
 
-@pytest.mark.parametrize("name", ["ring", "checker"])
-def test_exact_network_is_the_gradient_of_the_log_density_in_2d(mujoco, name):
-    mixture, sde = samplers.MIXTURES[name], mujoco.MeanRevertingSDE(5, "vp")
-    a_t = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+def test_exact_network_is_the_gradient_of_the_log_density_in_2d():
+    mixture = MIXTURES["checker"]
+    sde = ScheduledSDE(5, "vp")
+    g = torch.Generator().manual_seed(0)
+    a_t = torch.randn(64, 2, generator=g, dtype=torch.float64).requires_grad_()
+    means = torch.tensor(mixture.means, dtype=torch.float64)
+    weights = torch.tensor(mixture.weights, dtype=torch.float64)
     for t in range(5):
-        keep, sigma = torch.exp(-sde.theta_bar[t].double()), sde.sigma[t].double()
+        keep = torch.exp(-sde.theta_bar[t].double())
+        sigma = sde.sigma[t].double()
         cov = ((keep * mixture.std) ** 2 + sigma**2) * torch.eye(2, dtype=torch.float64)
-        modes = torch.distributions.MultivariateNormal(keep * torch.tensor(mixture.means, dtype=torch.float64), cov)
-        weights = torch.distributions.Categorical(torch.tensor(mixture.weights, dtype=torch.float64))
-        density = torch.distributions.MixtureSameFamily(weights, modes)
+        modes = torch.distributions.MultivariateNormal(keep * means, cov)
+        choice = torch.distributions.Categorical(weights)
+        density = torch.distributions.MixtureSameFamily(choice, modes)
         (gradient,) = torch.autograd.grad(density.log_prob(a_t).sum(), a_t)
-        got = samplers.ExactScore(mixture, sde)(a_t.detach().float(), t, None)
+        got = ExactActor(mixture, sde)(a_t.detach().float(), t, None)
         torch.testing.assert_close(got.double(), -sigma * gradient, atol=2e-5, rtol=1e-4)
 
 
 def test_data_have_the_stated_modes():
-    mixture, n = samplers.MIXTURES["three modes"], 40_000
-    x = mixture.sample(n, torch.Generator().manual_seed(0))
-    for i, (center, weight) in enumerate(((-0.7, 0.5), (0.0, 0.2), (0.7, 0.3))):
-        mine = x[(x - center).abs() < 0.35]
-        assert len(mine) / n == pytest.approx(weight, abs=0.01) and float(mine.mean()) == pytest.approx(
-            center, abs=0.01
-        )
-        assert samplers.mode_std(x, mixture, i) == pytest.approx((0.1, weight), abs=0.01)
-    assert samplers.between(torch.tensor([[-0.35], [0.35], [0.69], [0.02]]), mixture) == 0.5
-    assert float(samplers.MIXTURES["ring"].sample(n, torch.Generator().manual_seed(0)).abs().max()) <= 1
+    mixture = MIXTURES["three modes"]
+    x = mixture.sample(40_000, torch.Generator().manual_seed(0))
+    for mode, weight in enumerate((0.5, 0.2, 0.3)):
+        assert mode_std(x, mixture, mode) == pytest.approx((0.1, weight), abs=0.01)
+    assert between(torch.tensor([[-0.35], [0.35], [0.69], [0.02]]), mixture) == 0.5
 
 
 def test_distances():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(500, 1)), rng.normal(1, 2, size=(500, 1))
-    assert samplers.distance(x, y) == pytest.approx(np.abs(np.sort(x, 0) - np.sort(y, 0)).mean())
+    x = rng.normal(size=(500, 1))
+    y = rng.normal(1, 2, size=(500, 1))
+    sorted_difference = np.abs(np.sort(x, 0) - np.sort(y, 0)).mean()
+    assert run.distance(x, y) == pytest.approx(sorted_difference)
     x = rng.normal(size=(500, 2))
-    shifted = samplers.distance(x, x + [0.3, 0.4])  # a direction sees 0.5 |cos|, on average 1 / pi
+    shifted = run.distance(x, x + [0.3, 0.4])  # a direction sees 0.5 |cos|, on average 1 / pi
     assert shifted == pytest.approx(1 / math.pi, rel=0.15)
 
 
-def test_five_posterior_steps_narrow_a_mode(mujoco):
-    """0.1 in, 0.0141 out, and the record of the study says so."""
-    sde, mixture = mujoco.MeanRevertingSDE(5), samplers.MIXTURES["one mode"]
-    noise = samplers.draw_noise(5, 1, range(2))
-    out = samplers.run_samplers(samplers.ExactScore(mixture, sde), sde, noise)
-    assert float(out["posterior"].std()) == pytest.approx(0.0141, rel=0.03)
-    rows = [r for r in read("-modes") if (r["network"], r["distribution"], r["T"]) == ("exact", "one mode", "5")]
-    assert len(rows) == 10
-    assert statistics.mean(float(r["std_posterior"]) for r in rows) == pytest.approx(0.0141, abs=2e-4)
-
-
-def test_record_holds_every_setting_and_the_known_distances():
-    rows = read()
-    keys = {(r["network"], r["distribution"], r["schedule"], r["T"], r["seed"]) for r in rows}
-    assert len(keys) == len(rows)
-    for name in samplers.MIXTURES:
-        for T in (1, 2, 3, 5, 10, 20, 30, 50, 100):
-            for schedule in ("cosine", "linear", "constant", "vp"):
-                assert all(("exact", name, schedule, str(T), str(s)) in keys for s in range(10))
-                if schedule == "cosine" or T == 5:
-                    assert all(("trained", name, schedule, str(T), str(s)) in keys for s in range(5))
-    where = {"network": "exact", "distribution": "far modes", "schedule": "cosine", "T": "5"}
-    far = [r for r in rows if where.items() <= r.items()]
-    for sampler, expected in (("posterior", 0.29), ("sde", 0.18), ("ode", 0.205)):  # as in test_numerics.py
-        assert statistics.mean(float(r[sampler]) for r in far) == pytest.approx(expected, abs=0.015)
-
-
-def test_tables_state_the_record():
-    tables, rows, floor = samplers.tables(RECORDS), read(), read("-floor")
-    assert all(name.startswith("samplers-") for name in tables)
-
-    def values(network, name, schedule, T, column):
-        where = (network, name, schedule, str(T))
-        return [float(r[column]) for r in rows if (r["network"], r["distribution"], r["schedule"], r["T"]) == where]
-
-    for network in ("exact", "trained"):
-        table = cells(tables[f"samplers-distance-{network}"])
-        assert len(table) == 18
-        for name, sampler, *line, last in table:
-            for T, cell in zip((1, 2, 3, 5, 10, 20, 30, 50, 100), line):
-                x = values(network, name, "cosine", T, sampler)
-                mean, std = map(float, cell.split(" ± "))
-                assert mean == pytest.approx(statistics.mean(x), abs=5.1e-4)
-                assert std == pytest.approx(statistics.stdev(x), abs=5.1e-4)
-            expected = statistics.mean(float(r["floor"]) for r in floor if r["distribution"] == name)
-            assert float(last) == pytest.approx(expected, abs=5.1e-4)
-    for network, name, _, _, *reached in cells(tables["samplers-reach"]):
-        limit = 2 * statistics.mean(float(r["floor"]) for r in floor if r["distribution"] == name)
-        for sampler, threshold, cell in zip(("posterior", "sde", "ode") * 2, (limit,) * 3 + (0.05,) * 3, reached):
-            mean = {T: statistics.mean(values(network, name, "cosine", T, sampler)) for T in samplers.STEPS}
-            good = [T for T in samplers.STEPS if mean[T] <= threshold]
-            assert cell == (str(good[0]) if good else "> 100")
-    for network, name, sampler, *line in cells(tables["samplers-schedules"]):
-        for schedule, cell in zip(("cosine", "linear", "constant", "vp"), line):
-            expected = statistics.mean(values(network, name, schedule, 5, sampler))
-            assert float(cell.split(" ± ")[0]) == pytest.approx(expected, abs=5.1e-4)
-    for network, name, mode, _, *line in cells(tables["samplers-modes"]):
-        mine = [r for r in read("-modes") if (r["network"], r["distribution"], r["T"]) == (network, name, "5")]
-        mine = [r for r in mine if float(r["mode"]) == float(mode)]
-        for sampler, cell in zip(("posterior", "sde", "ode"), line):
-            assert float(cell) == pytest.approx(statistics.mean(float(r[f"std_{sampler}"]) for r in mine), abs=5.1e-4)
-
-
-def test_training_lowers_the_loss_and_is_that_of_each_network_alone(mujoco, monkeypatch):
-    """The second of three networks trained as one, against the same network in an ordinary loop."""
-    monkeypatch.setattr(samplers, "HIDDEN", 16)
-    mixture, sde, updates, seeds = samplers.MIXTURES["checker"], mujoco.MeanRevertingSDE(5), 150, range(3)
-    scores, history = samplers.train([mixture], sde, seeds, updates, compiled=False)
-    assert history.shape == (updates, 3)
-    assert bool((history[-20:].mean(0) < 0.5 * history[:5].mean(0)).all())
-
-    g, shape = torch.Generator().manual_seed(0), (updates, 3, samplers.BATCH)
+# === Training and tables ===
+def test_training_at_once_is_that_of_each_network_alone(monkeypatch):
+    """The second of three networks, against the same network in an ordinary loop."""
+    monkeypatch.setattr(run, "HIDDEN", 16)
+    mixture = MIXTURES["checker"]
+    sde = edq.MeanRevertingSDE(5)
+    updates = 60
+    actors, history = run.train([mixture], sde, [0, 1, 2], updates, fuse=False)
+    assert bool((history[-10:].mean(0) < 0.7 * history[:3].mean(0)).all())
+    g = torch.Generator().manual_seed(0)
+    shape = (updates, 3, run.BATCH)
     a0 = mixture.sample(math.prod(shape), g).reshape(*shape, 2)
-    t, eps = torch.randint(5, shape, generator=g), torch.randn(a0.shape, generator=g)
+    t = torch.randint(5, shape, generator=g)
+    eps = torch.randn(a0.shape, generator=g)
     torch.manual_seed(1)
-    net = mujoco.ScoreMLP(0, 2, 16)
+    net = edq.ScoreMLP(0, 2, 16)
     optimiser = torch.optim.Adam(net.parameters())
     for i in range(updates):
-        optimiser.param_groups[0]["lr"] = samplers.LR * (1 + math.cos(math.pi * i / updates)) / 2
+        rate = run.LR * (1 + math.cos(math.pi * i / updates)) / 2
+        optimiser.param_groups[0]["lr"] = rate
         a_t = sde.perturb(a0[i, 1], t[i, 1], eps[i, 1])
         loss = ((net(a_t, t[i, 1], a_t[:, :0]) - eps[i, 1]) ** 2).mean()
         assert loss.item() == pytest.approx(float(history[i, 1]), rel=2e-2)
@@ -165,14 +172,31 @@ def test_training_lowers_the_loss_and_is_that_of_each_network_alone(mujoco, monk
         optimiser.step()
     x = torch.randn(3, 7, 2, generator=g)
     with torch.no_grad():
-        torch.testing.assert_close(scores(x, 2, x[..., :0])[1], net(x[1], 2, x[1, :, :0]), atol=2e-2, rtol=2e-2)
-        alone = scores.part(slice(1, 2))(x[1:2], 2, x[1:2, :, :0])
-        torch.testing.assert_close(scores(x, 2, x[..., :0])[1:2], alone, atol=1e-5, rtol=1e-5)
+        together = actors(x, 2, x[..., :0])[1]
+        alone = net(x[1], 2, x[1, :, :0])
+        part = actors.part(slice(1, 2))(x[1:2], 2, x[1:2, :, :0])[0]
+    torch.testing.assert_close(together, alone, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(together, part, atol=1e-5, rtol=1e-5)
 
 
-def test_figures_from_the_record_alone(tmp_path):
-    samplers.figures(RECORDS, tmp_path)
-    drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["samplers-modes.png", "samplers-points.png", "samplers-schedules.png", "samplers.png"]
-    assert all(5_000 < path.stat().st_size < 300_000 for path in tmp_path.iterdir())
-    assert sum(path.stat().st_size for path in RECORDS.glob("samplers*.csv")) < 400_000
+def test_tables_agree_with_naive_sums_over_the_record():
+    with open(RECORDS / "samplers" / "distances.csv", newline="") as file:
+        file.readline()
+        rows = list(csv.DictReader(file))
+    wanted = {"network": "exact", "distribution": "far modes", "schedule": "cosine"}
+    rows = [row for row in rows if wanted.items() <= row.items()]
+    means = []
+    cells = []
+    for T in ("1", "2", "3", "5", "10", "20", "30", "50", "100"):
+        x = [float(row["sde"]) for row in rows if row["T"] == T]
+        assert len(x) == 10
+        means.append(statistics.mean(x))
+        cells.append(f"{statistics.mean(x):.3f} ± {statistics.stdev(x):.3f}")
+    found = tables.tables(RECORDS)
+    lines = found["samplers-distance-exact"].splitlines()
+    (line,) = [s for s in lines if s.startswith("| far modes | sde |")]
+    assert " | ".join(cells) in line
+    lines = found["samplers-reach"].splitlines()
+    (line,) = [s for s in lines if s.startswith("| exact | far modes |")]
+    first = next(T for T, mean in zip(tables.STEPS, means) if mean <= 0.05)
+    assert line.split(" | ")[-2] == str(first)

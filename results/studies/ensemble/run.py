@@ -2,9 +2,10 @@
 
     python results/studies/ensemble/run.py runs/ablation-maze/pointmaze-medium__M=64__*
 
-The target critics of finished runs are cut into disjoint groups of M' members. At data states with K candidates of the
-run's own policy each group ranks the candidates by its own lower confidence bound (the run's beta), and is compared
-with the members that are not in it. Members learn apart, but from the actions of one policy that climbed all of them.
+The target critics of finished runs are cut into disjoint groups of M' members. At data states
+with K candidates of the run's own policy each group ranks the candidates by its own lower
+confidence bound (the run's beta), and is compared with the members that are not in it. Members
+learn apart, but from the actions of one policy that climbed all of them.
 """
 
 import sys
@@ -34,7 +35,7 @@ class Args:
 
 
 def compare_groups(q: Tensor, beta: float, groups: list[Tensor]) -> dict[str, float]:
-    """How groups of members choose, against all members that are not in them; q `[M, states, K]`."""
+    """How groups of members choose, against all members not in them; q `[M, states, K]`."""
     same = []
     lost = []
     values = []
@@ -58,7 +59,9 @@ def compare_groups(q: Tensor, beta: float, groups: list[Tensor]) -> dict[str, fl
 
 
 def random_seen(q_data: Tensor, q_random: Tensor) -> float:
-    """Probability that members differ more on a random action than on a data action; `[M, states]`."""
+    """Probability that members differ more on a random action than on a data action; `[M,
+    states]`.
+    """
     on_random = q_random.std(0).numpy()
     on_data = q_data.std(0).numpy()
     wins = mannwhitneyu(on_random, on_data).statistic

@@ -1,7 +1,7 @@
 """Tables of the ensemble study: pessimism in closed form, and groups of trained members.
 
-With Gaussian members the minimum of M is, in the mean, an LCB whose beta is the expected maximum of M standard normals;
-and an LCB's own std over ensembles follows from M.
+With Gaussian members the minimum of M is, in the mean, an LCB whose beta is the expected maximum
+of M standard normals; and an LCB's own std over ensembles follows from M.
 """
 
 import functools
@@ -15,7 +15,9 @@ from results.common.records import column, markdown, pick, read_record
 
 @functools.cache
 def minimum_as_beta(members: int) -> float:
-    """Expected maximum of so many standard normals: the beta whose LCB the minimum is, in the mean."""
+    """Expected maximum of so many standard normals: the beta whose LCB the minimum is, in the
+    mean.
+    """
 
     def weighted(x: float) -> float:
         density = stats.norm.pdf(x) * stats.norm.cdf(x) ** (members - 1)

@@ -3,10 +3,10 @@
 none       no entropy term
 noise      none, acting with N(0, coef^2) added to each action: best-of-50 acting turns any spread
            into reward
-released   the authors' code (`entropy_estimate`); in closed form 0.7787 + 0.0628 a_0^2 per dimension
+released   the authors' code (`entropy_estimate`); in closed form 0.7787 + 0.0628 a_0^2 a dimension
 quad       that closed form itself
 bridge     the paper's Eq. 14 to the letter; a constant
-score      gradient of the entropy of the policy smoothed to t = 1: a_1 . stop_gradient(score(a_1))
+score      gradient of the entropy of the policy smoothed to t = 1: a_1 . stop_grad(score(a_1))
 chain      lower bound by the forward process (`chain_entropy_bound`; after DIME, Celik et al. 2025)
 chainJ     chain for t >= 2, and the exact change of variables log |det d a_0 / d a_1| for the last,
            noiseless step
@@ -27,7 +27,11 @@ import torch
 from torch import Tensor
 
 import edq_mujoco as edq
-from results.common.small_agents import ActorLosses, SmallAgents, raw_actions_of_all
+from results.common.small_agents import (
+    ActorLosses,
+    SmallAgents,
+    raw_actions_of_all,
+)
 from results.studies.entropy.estimators import (
     bridge_entropy,
     chain_jacobian,
@@ -38,7 +42,18 @@ from results.studies.entropy.estimators import (
 )
 
 IN_SCRIPTS = ("none", "released", "chain")
-ARMS = ["none", "released", "bridge", "chain", "quad", "score", "chainJ", "logdet", "gmm", "pathkl"]
+ARMS = [
+    "none",
+    "released",
+    "bridge",
+    "chain",
+    "quad",
+    "score",
+    "chainJ",
+    "logdet",
+    "gmm",
+    "pathkl",
+]
 
 
 def one_step(agent, batch, noise) -> Tensor:

@@ -23,11 +23,12 @@ def bridge_entropy(sde: edq.MeanRevertingSDE, a0: Tensor, aT: Tensor) -> Tensor:
     It is a constant: the density of a_1 between a known a_0 and a known a_T is the same Gaussian
     whatever the policy is. So its gradient in the policy vanishes.
     """
-    bar = sde.theta_bar
-    a1 = torch.exp(-bar[0]) * a0
-    to_first = edq.log_transition(a1, a0, bar[0])
-    first_to_last = edq.log_transition(aT, a1, bar[-1] - bar[0])
-    to_last = edq.log_transition(aT, a0, bar[-1])
+    first = sde.theta_bar[0]
+    last = sde.theta_bar[-1]
+    a1 = torch.exp(-first) * a0
+    to_first = edq.log_transition(a1, a0, first)
+    first_to_last = edq.log_transition(aT, a1, last - first)
+    to_last = edq.log_transition(aT, a0, last)
     return -(first_to_last + to_first - to_last).sum(-1)
 
 
@@ -63,14 +64,17 @@ def chain_jacobian(
     for t in reversed(range(1, sde.num_steps)):
         z = noise[sde.num_steps - t]
         std = sde.posterior_var[t].sqrt()
-        a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs)).clamp(-1, 1)
-        a_prev = sde.posterior_mean(a_t, a0, t) + std * z
+        eps = actor(a_t, t, obs)
+        a0 = sde.predict_a0(a_t, t, eps).clamp(-1, 1)
+        mean = sde.posterior_mean(a_t, a0, t)
+        a_prev = mean + std * z
         bound = bound + edq.log_transition(a_t, a_prev, sde.theta_dt[t])
         bound = bound + (HALF_LOG_2PI + 0.5 * z**2 + std.log())  # -log density of this step
         a_t = a_prev
 
     def last_step(a_1: Tensor) -> Tensor:
-        return sde.predict_a0(a_1, 0, actor(a_1, 0, obs))
+        eps = actor(a_1, 0, obs)
+        return sde.predict_a0(a_1, 0, eps)
 
     a0, volume = log_det(last_step, a_t)
     inside = (a0.abs() < 1).all(-1)
@@ -96,7 +100,8 @@ def ddim_log_det(
             a0 = sde.predict_a0(a, t, eps)
             if t == 0:
                 return a0
-            return torch.exp(-sde.theta_bar[t - 1]) * a0 + sde.sigma[t - 1] * eps
+            keep = torch.exp(-sde.theta_bar[t - 1])
+            return keep * a0 + sde.sigma[t - 1] * eps
 
         a_t, volume = log_det(step, a_t)
         entropy = entropy + volume
@@ -111,7 +116,7 @@ def path_kl(
     noise: Tensor,
     last_std: float,
 ) -> Tensor:
-    """Sum over the policy's chain of KL(its reverse step || the clone's); equal variances; `[B]`."""
+    """Sum over the chain of KL(reverse step || the clone's), both of one variance; `[B]`."""
     a_t = noise[0]
     total = torch.zeros_like(a_t)
     for t in reversed(range(sde.num_steps)):
@@ -119,11 +124,15 @@ def path_kl(
             std = sde.posterior_var[t].sqrt()
         else:
             std = torch.full_like(sde.sigma[0], last_std)
-        a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs)).clamp(-1, 1)
-        clones_a0 = sde.predict_a0(a_t, t, clone(a_t, t, obs)).clamp(-1, 1)
+        eps = actor(a_t, t, obs)
+        clones_eps = clone(a_t, t, obs)
+        a0 = sde.predict_a0(a_t, t, eps).clamp(-1, 1)
+        clones_a0 = sde.predict_a0(a_t, t, clones_eps).clamp(-1, 1)
         distance = sde.w_0[t] * (a0 - clones_a0)  # of the two means
         total = total + 0.5 * (distance / std) ** 2
-        a_t = sde.posterior_mean(a_t, a0, t) + std * noise[sde.num_steps - t]
+        mean = sde.posterior_mean(a_t, a0, t)
+        z = noise[sde.num_steps - t]
+        a_t = mean + std * z
     return total.sum(-1)
 
 
@@ -132,8 +141,10 @@ def mixture_entropy(actions: np.ndarray) -> float:
     """DACER's: three Gaussians are fitted; -sum w log w + sum w H_k, as if they did not overlap."""
     fit = GaussianMixture(3, random_state=0).fit(actions)
     _, log_dets = np.linalg.slogdet(fit.covariances_)
-    parts = 0.5 * (actions.shape[1] * math.log(2 * math.pi * math.e) + log_dets)
-    return float((fit.weights_ * (parts - np.log(fit.weights_))).sum())
+    constant = actions.shape[1] * math.log(2 * math.pi * math.e)
+    parts = 0.5 * (constant + log_dets)
+    weights = fit.weights_
+    return float((weights * (parts - np.log(weights))).sum())
 
 
 def knn_entropy(actions: np.ndarray) -> float:

@@ -81,7 +81,9 @@ VARIANTS["chain-std0.4"] = Variant("chain", COEFS, chain_std=0.4)
 
 
 def batches(task: Task, seeds: list[int]) -> Iterator[tuple[edq.Transitions, edq.Noise]]:
-    """Endless batches `[seeds, B, ...]` of each seed's fixed dataset, with the noise of an update."""
+    """Endless batches `[seeds, B, ...]` of each seed's fixed dataset, with the noise of an
+    update.
+    """
     datasets = [task.data(torch.Generator().manual_seed(seed), DATA) for seed in seeds]
     all_obs, all_action = (torch.stack(x) for x in zip(*datasets))  # [seeds, DATA, ...]
     T = ARGS.num_diffusion_steps

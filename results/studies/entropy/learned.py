@@ -1,4 +1,5 @@
-"""Learned tasks: the scripts' own data, networks, losses and evaluation; only the term is the arm's.
+"""Learned tasks: the scripts' own data, networks, losses and evaluation; only the term is the
+arm's.
 
 The agents of all seeds and coefficients of an arm are trained at once. Small networks and budgets,
 the same for all arms. Both mazes are made by results/datasets (recipes rare and wander); hopper is
@@ -76,7 +77,9 @@ def train(
     coefs: list[float],
     clone: Weights | None = None,
 ) -> tuple[SmallAgents, Tensor, Tensor]:
-    """All agents of an arm, `[seeds * coefs]`; their logged figures `[N, 2]` and acting noise `[N]`."""
+    """All agents of an arm, `[seeds * coefs]`; their logged figures `[N, 2]` and acting noise
+    `[N]`.
+    """
     labels = torch.tensor(coefs).repeat(len(SEEDS))
     acting_noise = ActingNoise(labels) if arm == "gmm" else None
     extra = {}

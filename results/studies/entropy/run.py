@@ -1,12 +1,13 @@
 """Does the entropy term raise entropy? Every published estimator on a diffusion policy.
 
-    python results/studies/entropy/run.py --study known --task bandit   # and toy; an hour each
-    python results/studies/entropy/run.py --study learned --task rare   # wander, hopper; half an hour
-    python results/studies/entropy/run.py --study scale                 # 3 minutes
-    python results/report.py                                            # tables and pictures
+    python results/studies/entropy/run.py --study known --task bandit  # and toy; an hour each
+    python results/studies/entropy/run.py --study learned --task rare  # wander, hopper; 40 minutes
+    python results/studies/entropy/run.py --study scale                # 3 minutes
+    python results/report.py                                           # tables and pictures
 
 What each arm is: arms.py. Written down before any run:
-  (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each other;
+  (i)   released = quad = none: their entropies lie within 0.05 nats per action dimension of each
+        other;
   (ii)  chain moves the measured entropy with its coefficient;
   (iii) at equal measured entropy chain beats noise: its value with 50 candidates is higher.
 """

@@ -15,7 +15,10 @@ from scipy import stats
 import edq_mujoco as edq
 from results.common.known_tasks import bandit_data
 from results.common.records import RECORDS, write_record
-from results.common.small_agents import SmallAgents, raw_actions_of_all
+from results.common.small_agents import (
+    SmallAgents,
+    raw_actions_of_all,
+)
 from results.studies.entropy.arms import losses_of
 from results.studies.entropy.known import ARGS, BATCH, DATA
 
@@ -64,9 +67,24 @@ def run() -> None:
     started = time.time()
     rows = []
     for A in SIZES:
-        for scale, coef in (("per dimension", COEF), ("sum", COEF * A)):
+        for scale, coef in (
+            ("per dimension", COEF),
+            ("sum", COEF * A),
+        ):
             for seed, entropy in zip(SEEDS, entropies(A, coef, UPDATES, SEEDS)):
-                about = {"act_dim": A, "scale": scale, "weight": coef, "seed": seed}
+                about = {
+                    "act_dim": A,
+                    "scale": scale,
+                    "weight": coef,
+                    "seed": seed,
+                }
                 rows.append(about | {"entropy": entropy})
     path = RECORDS / "entropy" / "scale.csv"
-    write_record(path, rows, started, seeds=SEEDS, coef=COEF, updates=UPDATES)
+    write_record(
+        path,
+        rows,
+        started,
+        seeds=SEEDS,
+        coef=COEF,
+        updates=UPDATES,
+    )

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from results.common.intervals import interval
+from results.common.intervals import interval, mean_se
 from results.common.records import markdown, pick, read_record
 
 KNOWN = {
@@ -28,7 +28,7 @@ ESTIMATORS = [
     "pathkl",
     "knn",
 ]
-# Policies on which estimators are judged, without those of released and quad, whose numbers run away.
+# Policies on which estimators are judged. The numbers of released and quad run away on their own.
 JUDGES = ("none", "score", "chain", "chainJ", "pathkl")
 LEARNED_ARMS = [
     "none",
@@ -91,7 +91,9 @@ def coefs_of(rows: list[dict], arm: str) -> list[float]:
 
 
 def gains(rows: list[dict], arm: str) -> dict[float, tuple[float, float]]:
-    """By coefficient: entropy of an arm minus that of none, paired over seeds, and half its 95 % interval."""
+    """By coefficient: entropy of an arm minus that of none, paired over seeds, and half its 95 %
+    interval.
+    """
     none = values(rows, "entropy", arm="none")
     return {
         coef: interval(values(rows, "entropy", arm=arm, coef=coef) - none)
@@ -118,7 +120,9 @@ def against_noise(rows: list[dict], arm: str, coef: float, value: str) -> np.nda
 
 
 def judged(rows: list[dict], estimator: str) -> tuple[float, float, float]:
-    """An estimate against the true entropy: rank correlation, least-squares slope, mean error in nats."""
+    """An estimate against the true entropy: rank correlation, least-squares slope, mean error in
+    nats.
+    """
     rows = [row for row in rows if row["arm"] in JUDGES]
     truth = np.array([row["entropy"] for row in rows])
     said = np.array([row[f"says_{estimator}"] for row in rows])
@@ -230,7 +234,9 @@ def estimators(records: Path) -> str:
 
 
 def last_step(records: Path) -> str:
-    """`chain` with three stds of its last step, on the bandit: entropy, mean and std of the seeds."""
+    """`chain` with three stds of its last step, on the bandit: entropy, mean and std of the
+    seeds.
+    """
     rows = load_all(records)["bandit"]
     coefs = coefs_of(rows, "chain")
     lines = []
@@ -269,6 +275,34 @@ def by_dimensions(records: Path) -> str:
     return markdown(["chain's value", *(f"A = {A}" for A in sizes)], lines)
 
 
+def learned(records: Path) -> str:
+    """A row an arm and weight of the learned tasks."""
+    every = load_all(records)
+    lines = []
+    for task in LEARNED:
+        rows = every[task]
+        for arm in LEARNED_ARMS:
+            for coef in coefs_of(rows, arm):
+                mine = pick(rows, arm=arm, coef=coef)
+                lines.append([task, LABELS.get(arm, arm), f"{coef:g}", *learned_cells(mine)])
+    head = ["task", "arm", "coef", "entropy, nats a dimension", "distance to data"]
+    head += ["spread of Q / \\|Q\\|", "outside the box, %", "diffusion loss"]
+    return markdown([*head, "score, K = 1", "score, K = 50"], lines)
+
+
+def learned_cells(rows: list[dict]) -> list[str]:
+    """Means over seeds; of entropy with std, of scores with standard error."""
+    entropy = values(rows, "entropy")
+    cells = [
+        f"{entropy.mean():.2f} ± {entropy.std(ddof=1):.2f}",
+        f"{values(rows, 'data_distance').mean():.3f}",
+        f"{values(rows, 'q_spread').mean():.3f}",
+        f"{100 * values(rows, 'off_box').mean():.0f}",
+        f"{values(rows, 'diffusion_loss').mean():.3f}",
+    ]
+    return cells + [mean_se(values(rows, name)) for name in ("score_1", "score_50")]
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "entropy-headline": headline,
     "entropy-predictions": predictions,
@@ -276,6 +310,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "entropy-last-step": last_step,
     "entropy-auto": automatic,
     "entropy-scale": by_dimensions,
+    "entropy-real": learned,
 }
 
 

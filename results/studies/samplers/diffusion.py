@@ -1,7 +1,7 @@
 """Schedules and samplers that the scripts do not hold.
 
-The scripts know the cosine and the DDPM schedule and draw by the posterior step; here are three more schedules, and
-Euler steps of the reverse SDE and of its probability-flow ODE.
+The scripts know the cosine and the DDPM schedule and draw by the posterior step; here are three
+more schedules, and Euler steps of the reverse SDE and of its probability-flow ODE.
 """
 
 import math
@@ -59,7 +59,9 @@ def reverse_sde_step(
     eps: Tensor,
     z: Tensor,
 ) -> Tensor:
-    """One Euler step of the reverse SDE (Eq. 3) with score -eps / sigma_t; the last adds no noise."""
+    """One Euler step of the reverse SDE (Eq. 3) with score -eps / sigma_t; the last adds no
+    noise.
+    """
     theta = sde.theta_dt[t]
     mean = a_t + theta * a_t - 2 * theta * eps / sde.sigma[t]
     return mean + torch.sqrt(2 * theta) * z if t > 0 else mean

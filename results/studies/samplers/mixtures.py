@@ -1,4 +1,4 @@
-"""Six mixtures of normals inside the action box, and the noise prediction that is right for each."""
+"""Six mixtures of normals inside the action box, and the noise prediction right for each."""
 
 import math
 from dataclasses import dataclass
@@ -26,14 +26,28 @@ class Mixture:
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """`[size, A]`."""
         weights = torch.tensor(self.weights)
-        mode = torch.multinomial(weights, size, replacement=True, generator=generator)
+        mode = torch.multinomial(
+            weights,
+            size,
+            replacement=True,
+            generator=generator,
+        )
         noise = torch.randn(size, self.act_dim, generator=generator)
         return (torch.tensor(self.means)[mode] + self.std * noise).clamp(-1, 1)
 
 
-def even(means: list[tuple[float, ...]], std: float, about: str) -> Mixture:
+def even(
+    means: list[tuple[float, ...]],
+    std: float,
+    about: str,
+) -> Mixture:
     """Equal weights."""
-    return Mixture(tuple(means), std, (1 / len(means),) * len(means), about)
+    return Mixture(
+        tuple(means),
+        std,
+        (1 / len(means),) * len(means),
+        about,
+    )
 
 
 ANGLES = [k * math.pi / 4 for k in range(8)]
@@ -45,9 +59,18 @@ MIXTURES = {
     "one mode": even([(0.5,)], 0.1, "at 0.5"),
     "far modes": even([(-0.8,), (0.8,)], 0.1, "±0.8, 1.6 apart"),
     "near modes": even([(-0.5,), (0.5,)], 0.1, "±0.5, 1.0 apart"),
-    "three modes": Mixture(THREE, 0.1, (0.5, 0.2, 0.3), "-0.7, 0, 0.7 (50, 20, 30 %)"),
+    "three modes": Mixture(
+        THREE,
+        0.1,
+        (0.5, 0.2, 0.3),
+        "-0.7, 0, 0.7 (50, 20, 30 %)",
+    ),
     "ring": even(RING, 0.05, "2-D, eight on a circle, 0.54 apart"),
-    "checker": even(CHECKER, 0.1, "2-D, corners and centre, 0.99 apart"),
+    "checker": even(
+        CHECKER,
+        0.1,
+        "2-D, corners and centre, 0.99 apart",
+    ),
 }
 
 
@@ -57,7 +80,11 @@ class ExactActor:
     It belongs to the mixture before data are clamped to the box, which moves 2 % of the far modes.
     """
 
-    def __init__(self, mixture: Mixture, sde: edq.MeanRevertingSDE):
+    def __init__(
+        self,
+        mixture: Mixture,
+        sde: edq.MeanRevertingSDE,
+    ):
         self.sde = sde
         self.act_dim = mixture.act_dim
         self.std = mixture.std

@@ -1,16 +1,19 @@
-"""Posterior sampler against Euler steps on the reverse SDE and on the probability-flow ODE, for T = 1 to 100 steps.
+"""Posterior sampler against Euler steps on the reverse SDE and on the probability-flow ODE, for T
+= 1 to 100 steps.
 
     OMP_NUM_THREADS=1 python results/studies/samplers/run.py     # 13 minutes on one busy thread
 
-Six mixtures of normals inside the action box, in one and two dimensions, are sampled with the exact network (known in
-closed form, ten seeds, all T, four schedules) and with trained ones (five seeds: cosine at all T, the other schedules
-at T = 5). What comes out is compared with fresh data: Wasserstein distance (SciPy) in 1-D, sliced Wasserstein distance
-(POT, 50 directions) in 2-D, spread and share of each mode, and the share of samples farther than three std from all of
-them. The noise floor is the same distance between two sets of data of that size. Samplers share their noise, seed by
-seed.
+Six mixtures of normals inside the action box, in one and two dimensions, are sampled with the
+exact network (known in closed form, ten seeds, all T, four schedules) and with trained ones (five
+seeds: cosine at all T, the other schedules at T = 5). What comes out is compared with fresh data:
+Wasserstein distance (SciPy) in 1-D, sliced Wasserstein distance (POT, 50 directions) in 2-D,
+spread and share of each mode, and the share of samples farther than three std from all of them.
+The noise floor is the same distance between two sets of data of that size. Samplers share their
+noise, seed by seed.
 
-What to expect: the last posterior step returns E[a_0 | a_1], so modes come out narrow; and as long as sigma_1 (0.57 for
-T = 5, cosine) is not small beside the distance of two modes, samples land between them.
+What to expect: the last posterior step returns E[a_0 | a_1], so modes come out narrow; and as
+long as sigma_1 (0.57 for T = 5, cosine) is not small beside the distance of two modes, samples
+land between them.
 """
 
 import math
@@ -32,8 +35,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import edq_mujoco as edq
 from results.common.records import RECORDS, write_record
 from results.common.small_agents import Net, Weights, compiled, stack
-from results.studies.samplers.diffusion import SAMPLERS, SCHEDULES, ScheduledSDE, sample
-from results.studies.samplers.mixtures import MIXTURES, ExactActor, Mixture, between, mode_std
+from results.studies.samplers.diffusion import (
+    SAMPLERS,
+    SCHEDULES,
+    ScheduledSDE,
+    sample,
+)
+from results.studies.samplers.mixtures import (
+    MIXTURES,
+    ExactActor,
+    Mixture,
+    between,
+    mode_std,
+)
 
 STEPS = (1, 2, 3, 5, 10, 20, 30, 50, 100)  # T
 EXACT_SEEDS = list(range(10))
@@ -98,7 +112,9 @@ def train(
     updates: int = UPDATES,
     fuse: bool = True,
 ) -> tuple[TrainedActors, Tensor]:
-    """Networks for every mixture (all of one dimension) and seed, and their losses `[updates, N]`."""
+    """Networks for every mixture (all of one dimension) and seed, and their losses `[updates,
+    N]`.
+    """
     act_dim = mixtures[0].act_dim
     module, weights = stack(lambda: edq.ScoreMLP(0, act_dim, HIDDEN), seeds * len(mixtures), 1)
     optimiser = torch.optim.Adam(weights.values(), LR)
@@ -153,7 +169,7 @@ def draw_noise(num_steps: int, act_dim: int, seeds: list[int]) -> Tensor:
 
 @torch.no_grad()
 def run_samplers(actor: Callable, sde: edq.MeanRevertingSDE, noise: Tensor) -> dict[str, Tensor]:
-    """Samples `[seeds, n, A]` of each sampler, and of the posterior one without the clamp on a_0."""
+    """Samples `[seeds, n, A]` of each sampler, and of the posterior one without clamping a_0."""
     obs = noise[0, ..., :0]
     out = {name: sample(actor, sde, obs, name, noise) for name in SAMPLERS}
     out["unclipped"] = edq.sample_actions(actor, sde, obs, action_clip=False, noise=noise)
@@ -245,7 +261,11 @@ class Study:
             for seed in EXACT_SEEDS:
                 other = mixture.sample(SAMPLES, seeded(2000 + seed))
                 floor = distance(other.numpy(), self.data[name][seed].numpy())
-                row = {"distribution": name, "seed": seed, "floor": round(floor, 4)}
+                row = {
+                    "distribution": name,
+                    "seed": seed,
+                    "floor": round(floor, 4),
+                }
                 row["between"] = round(between(other, mixture), 4)
                 self.rows["floor"].append(row)
 
@@ -302,7 +322,12 @@ class Study:
                 self.evaluate("trained", schedule, name, sde, actor, noise, TRAINED_SEEDS)
                 losses = held_out_loss(actor, MIXTURES[name], sde, TRAINED_SEEDS)
                 for seed, loss, least in zip(TRAINED_SEEDS, *losses):
-                    row = {"distribution": name, "schedule": schedule, "T": T, "seed": seed}
+                    row = {
+                        "distribution": name,
+                        "schedule": schedule,
+                        "T": T,
+                        "seed": seed,
+                    }
                     row |= {"loss": float(loss), "exact_loss": float(least)}
                     self.rows["training"].append(row)
 
@@ -317,7 +342,10 @@ def main() -> None:
     for schedule, T in product(SCHEDULES, STEPS):
         if schedule == "cosine" or T == 5:
             study.trained(schedule, T)
-            print(f"trained, {schedule}, T = {T}: {time.time() - started:.0f} s", flush=True)
+            print(
+                f"trained, {schedule}, T = {T}: {time.time() - started:.0f} s",
+                flush=True,
+            )
     for kind, rows in study.rows.items():
         write_record(
             RECORDS / "samplers" / f"{kind}.csv",

@@ -14,14 +14,23 @@ from results.studies.samplers.mixtures import MIXTURES
 STEPS = (1, 2, 3, 5, 10, 20, 30, 50, 100)  # T
 SHOWN = (1, 2, 5, 10, 50)  # T in the pictures of samples
 NETWORKS = ("exact", "trained")
-LABELS = {"posterior": "posterior", "sde": "Euler, reverse SDE", "ode": "Euler, ODE"}
+LABELS = {
+    "posterior": "posterior",
+    "sde": "Euler, reverse SDE",
+    "ode": "Euler, ODE",
+}
 SAMPLERS = tuple(LABELS)
 COLOURS = {"posterior": "#0072B2", "sde": "#D55E00", "ode": "#009E73"}
-SCHEDULES = {"cosine": "#0072B2", "linear": "#E69F00", "constant": "#CC79A7", "vp": "#000000"}
+SCHEDULES = {
+    "cosine": "#0072B2",
+    "linear": "#E69F00",
+    "constant": "#CC79A7",
+    "vp": "#000000",
+}
 TITLES = {
-    "distance": "On one mode two posterior steps are at least 7 times nearer than two Euler steps;"
-    " on several\nmodes Euler steps are nearer at T = 5, and all samplers are within 0.07 from T = 20"
-    " on (cosine)",
+    "distance": "On one mode two posterior steps are at least 7 times nearer than two Euler steps; "
+    "on several\nmodes Euler steps are nearer at T = 5, and all samplers are within 0.07 "
+    "from T = 20 on (cosine)",
     "schedules": "Posterior sampler, exact networks: at T = 5 the linear schedule is nearest,\n"
     "but cosine is where a mode lies in the middle (three modes, checker)",
     "modes": "Five steps find one mode, too narrow, and blur several; fifty steps keep all modes\n"
@@ -61,7 +70,12 @@ def distance_table(records: Path) -> str:
         mine = pick(rows, distribution=name)
         cells = [show(pick(mine, T=T), sampler) for T in STEPS]
         body.append([name, sampler, *cells, f"{floors(records)[name]:.3f}"])
-    head = ["distribution", "sampler", *(f"T = {T}" for T in STEPS), "noise floor"]
+    head = [
+        "distribution",
+        "sampler",
+        *(f"T = {T}" for T in STEPS),
+        "noise floor",
+    ]
     return markdown(head, body)
 
 
@@ -82,7 +96,16 @@ def reach_table(records: Path) -> str:
         floor = floors(records)[name]
         fine = [first_step(mine, sampler, 2 * floor) for sampler in SAMPLERS]
         coarse = [first_step(mine, sampler, 0.05) for sampler in SAMPLERS]
-        body.append([network, name, mixture.about, f"{floor:.3f}", *fine, *coarse])
+        body.append(
+            [
+                network,
+                name,
+                mixture.about,
+                f"{floor:.3f}",
+                *fine,
+                *coarse,
+            ]
+        )
     head = ["network", "distribution", "modes at", "noise floor"]
     head += [f"{sampler}, twice the floor" for sampler in SAMPLERS]
     head += [f"{sampler}, 0.05" for sampler in SAMPLERS]
@@ -151,7 +174,12 @@ def panels(records: Path) -> tuple[Figure, dict[str, Axes]]:
         ax.set_title(f"{name}\n{MIXTURES[name].about}", fontsize=10)
         ax.set_xticks(STEPS, [str(T) for T in STEPS])
         ax.minorticks_off()
-        ax.axhline(floors(records)[name], color="grey", ls=":", label="noise floor")
+        ax.axhline(
+            floors(records)[name],
+            color="grey",
+            ls=":",
+            label="noise floor",
+        )
         ax.axvline(5, color="grey", lw=0.5)
         ax.grid(alpha=0.25)
     for ax in grid[1]:
@@ -225,7 +253,13 @@ def draw_histogram(ax: Axes, rows: list[dict]) -> None:
     ax.stairs(data, edges, fill=True, color="0.8", label="data")
     for sampler in SAMPLERS:
         colour = COLOURS[sampler]
-        ax.stairs(density(sampler), edges, color=colour, lw=1.2, label=LABELS[sampler])
+        ax.stairs(
+            density(sampler),
+            edges,
+            color=colour,
+            lw=1.2,
+            label=LABELS[sampler],
+        )
     ax.set_ylim(0, 2.2 * data.max())
     ax.set_yticks([])
 
@@ -255,7 +289,13 @@ def draw_points(ax: Axes, rows: list[dict], name: str, sampler: str) -> None:
     x = column(rows, f"x_{sampler}")
     y = column(rows, f"y_{sampler}")
     ax.scatter(x, y, s=4, color=COLOURS[sampler], lw=0, zorder=2)
-    ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
+    ax.set(
+        xlim=(-1.05, 1.05),
+        ylim=(-1.05, 1.05),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+    )
 
 
 def points_figure(records: Path) -> Figure:

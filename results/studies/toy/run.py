@@ -1,25 +1,29 @@
-"""The paper's toy task (Fig. 1): do an entropy term and a Q-ensemble find the rich mode that the data seldom visit?
+"""The paper's toy task (Fig. 1): do an entropy term and a Q-ensemble find the rich mode that the
+data seldom visit?
 
     OMP_NUM_THREADS=1 python results/studies/toy/run.py     # half an hour on one busy thread
 
-A point at 0 moves by its action, twice; the reward is a mixture of two Gaussians over where it arrives
-(results/common/known_tasks.py). Of 320 episodes an eighth goes to the rich mode, the others to the poor one, from which
-the rich one is out of reach: the first action decides. Everything is learned from these 640 transitions, Q included, by
-the scripts' own losses. Ten seeds are trained at once, each with its own data.
+A point at 0 moves by its action, twice; the reward is a mixture of two Gaussians over where it
+arrives (results/common/known_tasks.py). Of 320 episodes an eighth goes to the rich mode, the
+others to the poor one, from which the rich one is out of reach: the first action decides.
+Everything is learned from these 640 transitions, Q included, by the scripts' own losses. Ten
+seeds are trained at once, each with its own data.
 
 Methods
   cloning           no Q: what the data alone teach (for reference, not in the paper's figure)
-  diffusion policy  M = 2 critics, the smaller one in target and actor, as Diffusion-QL has it; no entropy term
+  diffusion policy  M = 2 critics, the smaller one in target and actor, as Diffusion-QL has it
   + entropy         the same with the entropy term of an estimator (../entropy/arms.py)
-  + Q-ensemble      M = 16, each its own target, the actor climbs mean - 4 std; no entropy term
+  + Q-ensemble      M = 16, each its own target, the actor climbs mean - 4 std
   + both
 
-500 passes over the data, 5,000 updates, stand for the paper's 500 epochs. So some settings are not the scripts': 64
-units a layer for the policy and 32 for a critic, batch 64, Adam rates 1e-3 and 3e-3, eta 0.1 (with 1 both methods leave
-the data), and the EMA actor follows in every update from the first on (rate 0.005). The scripts wait 1,000 updates and
-then take each fifth, which is too slow for 5,000. These were chosen in short trials of cloning and of the methods
-without an entropy term (and one of `chain`, with eta 1). The weights of the entropy terms were fixed before the run,
-the same for all seeds: the authors' 0.01 where the term is scaled as theirs, else 0.03 (chain, chainJ, logdet) or 0.1.
+500 passes over the data, 5,000 updates, stand for the paper's 500 epochs. So some settings are
+not the scripts': 64 units a layer for the policy and 32 for a critic, batch 64, Adam rates 1e-3
+and 3e-3, eta 0.1 (with 1 both methods leave the data), and the EMA actor follows in every update
+from the first on (rate 0.005). The scripts wait 1,000 updates and then take each fifth, which is
+too slow for 5,000. These were chosen in short trials of cloning and of the methods without an
+entropy term (and one of `chain`, with eta 1). The weights of the entropy terms were fixed before
+the run, the same for all seeds: the authors' 0.01 where the term is scaled as theirs, else 0.03
+(chain, chainJ, logdet) or 0.1.
 """
 
 import sys
@@ -126,7 +130,9 @@ def transitions(seed: int) -> edq.Transitions:
 
 
 def batches(seeds: list[int], T: int) -> Iterator[tuple[edq.Transitions, edq.Noise]]:
-    """Endless batches `[N, B, ...]` and noise of an update; an epoch's are one pass over the data."""
+    """Endless batches `[N, B, ...]` and noise of an update; an epoch's are one pass over the
+    data.
+    """
     datasets = [transitions(seed) for seed in seeds]
     data = [torch.stack(x) for x in zip(*datasets)]
     rows = torch.arange(len(seeds)).unsqueeze(-1)
@@ -201,7 +207,9 @@ def acting_args(args: edq.Args, acting: str) -> edq.Args:
 
 @torch.no_grad()
 def returns(agents: SmallAgents, acting: str, episodes: int) -> Tensor:
-    """Mean return `[N]` of so many episodes; a seed's noise is the same at each call and for all methods."""
+    """Mean return `[N]` of so many episodes; a seed's noise is the same at each call and for all
+    methods.
+    """
     T = agents.sde.num_steps
     K = CANDIDATES[acting]
     args = acting_args(agents.args, acting)
@@ -247,7 +255,9 @@ def first_action(agents: SmallAgents, i: int) -> tuple[dict[str, float], np.ndar
 
 @torch.no_grad()
 def learned_q(agents: SmallAgents) -> list[dict]:
-    """Target critics over the first action, averaged over seeds; the behaviour's true value beside them."""
+    """Target critics over the first action, averaged over seeds; the behaviour's true value
+    beside them.
+    """
     args = agents.args
     action = torch.linspace(-1, 1, BARS + 1).unsqueeze(-1)
     obs = torch.tensor(START).expand(len(action), -1)

@@ -19,7 +19,10 @@ ACTING = {
     "softmax": "K = 50, softmax",
     "argmax": "K = 50, argmax",
 }
-WITHOUT = {"+ entropy": "diffusion policy", "+ both": "+ Q-ensemble"}  # the entropy term
+WITHOUT = {
+    "+ entropy": "diffusion policy",
+    "+ both": "+ Q-ensemble",
+}  # the entropy term
 COLOURS = {
     "cloning": "0.55",
     "diffusion policy": "#000000",
@@ -73,13 +76,18 @@ def returns_table(runs: list[dict]) -> str:
             line.append(f"{column(rows, 'entropy').mean():.2f}")
             body.append(line)
     head = ["method", "estimator", "coefficient", *ACTING.values()]
-    head += ["K = 1, last five evaluations", "rich side in %", "off the data in %", "entropy"]
+    head += [
+        "K = 1, last five evaluations",
+        "rich side in %",
+        "off the data in %",
+        "entropy",
+    ]
     return markdown(head, body)
 
 
 def compare(runs: list[dict], estimator: str, acting: str) -> tuple[str, str]:
-    """Entropy and ensemble together beside the best of what lacks one of them or both, paired over seeds;
-    and the rank of their std among the four, 1 the smallest."""
+    """Entropy and ensemble together beside the best of what lacks one of them or both, paired
+    over seeds; and the rank of their std among the four, 1 the smallest."""
     four = {}
     for method in METHODS[1:]:
         used = estimator if method in WITHOUT else "none"
@@ -91,7 +99,10 @@ def compare(runs: list[dict], estimator: str, acting: str) -> tuple[str, str]:
     gain = both - four[rival]
     low, high = bootstrap(gain)
     rank = 1 + sum(four[method].std() < both.std() for method in others)
-    return f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}] to {rival}", f"{rank} of 4"
+    return (
+        f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}] to {rival}",
+        f"{rank} of 4",
+    )
 
 
 def claim_table(runs: list[dict]) -> str:
@@ -124,7 +135,10 @@ def density(laws: list[dict], method: str, estimator: str) -> tuple[np.ndarray, 
 
 def draw_task(ax: Axes, laws: list[dict]) -> None:
     ax.stairs(
-        *density(laws, "data", "none"), fill=True, color="0.8", label="first actions of the data"
+        *density(laws, "data", "none"),
+        fill=True,
+        color="0.8",
+        label="first actions of the data",
     )
     ax.set(
         xlabel="position (first step: the action)",
@@ -153,7 +167,14 @@ def draw_learning(ax: Axes, curves: list[dict], data_return: float) -> None:
         mean = points.mean(1)
         half = quantile * points.std(1, ddof=1) / len(seeds) ** 0.5
         colour = COLOURS[method]
-        ax.plot(epochs, mean, lw=1.8, label=name_of(method, estimator), color=colour, ls=dash)
+        ax.plot(
+            epochs,
+            mean,
+            lw=1.8,
+            label=name_of(method, estimator),
+            color=colour,
+            ls=dash,
+        )
         ax.fill_between(epochs, mean - half, mean + half, color=colour, alpha=0.13, lw=0)
     ax.axhline(data_return, color="0.4", ls=":", lw=1.2, label="data")
     ax.set(xlabel="epochs", ylabel="return, K = 1")
@@ -165,7 +186,13 @@ def draw_q(ax: Axes, q: list[dict]) -> None:
     """Learned mean and bound over the first action, beside the behaviour's true value."""
     pair = pick(q, method="diffusion policy", estimator="none")
     ensemble = pick(q, method="+ Q-ensemble", estimator="none")
-    ax.plot(column(pair, "action"), column(pair, "true"), color="0.4", ls=":", label="behaviour's")
+    ax.plot(
+        column(pair, "action"),
+        column(pair, "true"),
+        color="0.4",
+        ls=":",
+        label="behaviour's",
+    )
     for rows, members, how, bound in (
         (pair, "M = 2", "smaller one", "min"),
         (ensemble, "M = 16", "LCB", "lcb"),
@@ -173,7 +200,14 @@ def draw_q(ax: Axes, q: list[dict]) -> None:
         action, mean, low = (column(rows, name) for name in ("action", "mean", bound))
         colour = COLOURS[rows[0]["method"]]
         ax.plot(action, mean, color=colour, lw=2, label=f"{members}, mean")
-        ax.plot(action, low, color=colour, ls="--", lw=1.2, label=f"{members}, {how}")
+        ax.plot(
+            action,
+            low,
+            color=colour,
+            ls="--",
+            lw=1.2,
+            label=f"{members}, {how}",
+        )
         ax.fill_between(action, low, mean, color=colour, alpha=0.15, lw=0)
     ax.set(xlabel="first action, at position 0", ylabel="Q")
     ax.set_title("c. Learned Q without entropy term, mean over seeds", loc="left")
@@ -226,7 +260,7 @@ def draw_estimators(ax: Axes, runs: list[dict], acting: str) -> None:
 
 
 def figures(records: Path, out: Path) -> None:
-    """toy.png: task, learning curves, learned Q, first actions; toy-estimators.png: by estimator."""
+    """toy.png: task, learning, learned Q, first actions; toy-estimators.png: by estimator."""
     runs = load(records, "runs")
     laws = load(records, "laws")
     no_software = {"Software": None}
