@@ -1,58 +1,60 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2", "mujoco==3.3.7",
-#     "minari[hdf5,hf]==0.5.4", "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1", "matplotlib==3.11.2",
+#     "torch==2.13.0", "numpy==2.4.6", "gymnasium==1.4.0", "gymnasium-robotics==1.4.2",
+#     "mujoco==3.3.7", "minari[hdf5,hf]==0.5.4", "tyro==1.0.17", "wandb==0.31.0", "moviepy==2.2.1",
 # ]
 # ///
-"""EDQ on MuJoCo locomotion: offline RL with an entropy-regularised diffusion policy and a Q-ensemble.
+"""EDQ on MuJoCo locomotion: offline RL with an entropy-regularised diffusion policy and Q-ensemble.
 
-Problem: learn to act from a fixed dataset. What the Q-function believes of actions that are not in the data cannot be
-tested, so a policy that simply maximises Q runs off to where Q is wrong.
-Idea: (1) the policy is a diffusion model, so it holds all modes of the data, and walks from noise to an action in five
-steps, as every conditional of its mean-reverting SDE is a known Gaussian; (2) an entropy term keeps it from shrinking
-onto one mode; (3) M Q-networks, each with its own target, disagree where there is no data, and the policy climbs their
-lower confidence bound (LCB) instead of their mean.
+Problem: learn to act from a fixed dataset. What a Q-function believes of actions that are not in
+the data cannot be tested, so a policy that simply maximises Q runs off to where Q is wrong.
+Idea: (1) the policy is a diffusion model, so it holds all modes of the data, and goes from noise
+to an action in five steps; (2) an entropy term keeps it from shrinking onto one mode; (3) M
+Q-networks, each with its own target, disagree where there is no data, and the policy maximises
+their lower confidence bound (LCB) instead of their mean.
 
 One update, on a batch (s, a, r, s') of the data:
-    a' ~ policy(s')                                      reverse diffusion, averaged (EMA) weights
-    y_m = r + gamma Q'_m(s', a')                         one target for each of the M members
+    a' ~ policy(s')                                           reverse diffusion, EMA actor
+    y_m = r + gamma Q'_m(s', a')                              a target for each of the M critics
     critic: least squares Q_m(s, a) -> y_m
-    a_t = e^(-theta_bar_t) a + sigma_t eps               noise the data action, t ~ {1..T}, eps ~ N(0, I)
-    a_0 = (a_t - sigma_t eps_net(a_t, t, s)) e^(theta_bar_t)      and predict it back
+    a_t = e^(-theta_bar_t) a + sigma_t eps                    noise the data action, eps ~ N(0, I)
+    a_0 = (a_t - sigma_t eps_hat(a_t, t, s)) e^(theta_bar_t)  and predict it back
     LCB = mean_m Q_m(s, a_0) - beta std_m Q_m(s, a_0)
     actor: diffusion loss - eta LCB / |Q| - entropy term
     averages: EMA of the actor, Polyak average of the critics
 
-Paper: Zhang et al., "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline Reinforcement Learning", NeurIPS
-2024, arXiv 2402.04080; numbers in brackets are its equations, "released" is the authors' code. More: README.md.
+Paper: Zhang et al., "Entropy-regularized Diffusion Policy with Q-Ensembles for Offline
+Reinforcement Learning", NeurIPS 2024, arXiv 2402.04080; "Eq. 8" is its equation 8, "released" its
+authors' code. More in README.md.
     python edq_mujoco.py --env-id hopper-medium-expert --seed 1
     python edq_mujoco.py --evaluate runs/<run folder> --capture-video
 """
 
+# --- shared: imports ---
 import copy
-import difflib
+import csv
 import fcntl
 import hashlib
 import importlib.metadata
-import io
 import json
 import math
+import multiprocessing
 import os
+import secrets
 import shutil
 import signal
-import subprocess
 import sys
-import sysconfig
 import time
-import timeit
+import zipfile
 from collections import namedtuple
-from dataclasses import asdict, dataclass, replace
-from functools import partial, reduce
-from itertools import count, pairwise
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+# --- end shared ---
 import gymnasium as gym
 import minari
 import numpy as np
@@ -61,420 +63,518 @@ import torch.nn.functional as F
 import tyro
 from minari.storage.datasets_root_dir import get_dataset_path
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.func import functional_call
 
 
 @dataclass
 class Args:
-    """Train EDQ, evaluate it in the simulator, or score a saved run. Values shown are those of the chosen task."""
+    """Train EDQ, evaluate it in the environment, or score a saved run.
 
-    env_id: str = "hopper-medium-expert"
-    """task: {halfcheetah, hopper, walker2d}-{medium, medium-replay, medium-expert, expert, simple}"""
+    The values shown are those of the chosen task and preset.
+    """
+
+    env_id: str = "hopper-medium-expert"  # {hopper,walker2d,halfcheetah}-{medium,medium-replay,...}
     # --- shared: arguments ---
-    preset: Literal["edq", "edq-entropy", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"  # edq: authors' code
-    exp_name: str = "edq"  # a name for this kind of run; part of the run folder's name
+    preset: Literal["edq", "edq-entropy", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"
+    """the method, see PRESETS; edq: as in the authors' code"""
     seed: int = 0  # seed of network weights, batches, noise and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
-    compile: Literal["auto", "on", "off"] = "auto"  # fuse an update; auto: on a GPU, or for 5,000 updates and more
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # of products; auto: tf32 (GPU), bf16 (CPUs with it)
-    torch_deterministic: bool = True  # let torch choose only deterministic kernels (matters on a GPU)
+    compile: bool = True  # fuse an update; on a GPU also capture it as a CUDA graph
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = (
+        "auto"  # of matmuls; auto: GPU tf32, CPU fp32
+    )
     track: bool = False  # log to Weights & Biases as well
     wandb_project_name: str = "edq"  # Weights & Biases project
-    wandb_entity: str | None = None  # Weights & Biases entity (team)
-    capture_video: bool = False  # mp4s of three episodes of the last evaluation (or --evaluate) in RUN_DIR/videos
-    run_dir: str | None = None  # folder of this run; by default runs/<env_id>__<exp_name>__<seed>__<time>
-    resume: str | None = None  # run folder to continue; allowed beside it: longer --gradient-steps, --device, --track
-    evaluate: str | None = None  # run folder whose newest checkpoint is scored again, without training
-    dataset_id: str | None = None  # Minari id or folder, several joined by commas; by default the task's own
-    reward: Literal["raw", "antmaze", "standardize"] = "raw"  # the critic sees r, 4 (r - 0.5), or (r - mean) / std
-    normalize_obs: bool = False  # standardise observations by the data's mean and std (the paper does not)
+    capture_video: bool = False  # film three episodes of the last policy, in RUN_DIR/videos
+    run_dir: str | None = None  # new folder of this run; by default one in runs
+    resume: str | None = None  # run folder to continue
+    evaluate: str | None = None  # run folder whose newest checkpoint is scored again
+
+    # --- data ---
+    dataset_id: str | None = None  # Minari id or folder, several with commas; default: the task's
+    reward: Literal["raw", "antmaze", "standardize"] = "raw"
+    """critics see r, 4 (r - 0.5), or (r - mean) / std"""
+    normalize_obs: bool = False  # by the data's mean and std (the paper does not)
+
+    # --- training ---
     gradient_steps: int = 2_000_000  # number of updates
-    batch_size: int = 256  # B, transitions per update
+    batch_size: int = 256  # B, transitions in an update
     actor_lr: float = 3e-4  # Adam rate of the diffusion policy
     critic_lr: float = 3e-4  # Adam rate of the Q-ensemble
-    lr_decay: bool = False  # cosine decay of both rates to 0 (released ends at 99.9 % of its start: in effect off)
     grad_clip: float = 4.0  # largest gradient norm, of the actor and of all critics together
-    gamma: float = 0.99  # discount factor per step
+    gamma: float = 0.99  # discount factor of a step
     tau: float = 0.005  # Polyak rate of the target critics, every update
-    ema_decay: float = 0.995  # decay of the averaged actor
+    ema_decay: float = 0.995  # decay of the EMA actor, every fifth update from 1,000 on
     hidden_dim: int = 256  # width of all hidden layers
-    # --- diffusion ---
+
+    # --- diffusion policy ---
     num_diffusion_steps: int = 5  # T, steps of the mean-reverting SDE
-    schedule: Literal["cosine", "linear", "constant", "vp", "ddpm"] = "cosine"  # theta_t; ddpm: Diffusion-QL's
-    diffusion_loss: Literal["noise", "likelihood", "likelihood_released"] = "noise"  # Eq. 5; App. A.3; as released
+    schedule: Literal["cosine", "ddpm"] = "cosine"  # theta_t; ddpm: Diffusion-QL's
+    diffusion_loss: Literal["noise", "likelihood", "likelihood_released"] = "noise"
+    """behaviour cloning by Eq. 5, by App. A.3, or by App. A.3 as released"""
     action_clip: bool = True  # clamp the predicted a_0 to the action box at every sampling step
-    sampler: Literal["posterior", "sde", "ode"] = "posterior"  # Prop. 3.1; Euler on the reverse SDE (3), or its ODE
-    policy_action: Literal["one_step", "chain"] = "one_step"  # in the actor's Q term: a_0 of Eq. 8, or a whole chain
-    # --- ensemble and entropy ---
-    num_critics: int = 64  # M, Q-networks
-    pessimism: Literal["lcb", "min"] = "lcb"  # what the actor climbs and ranks by: the LCB of Eq. 17, or the minimum
-    target: Literal["own", "min"] = "own"  # TD target of a member: its own target net (Eq. 16), or the minimum of all
-    lcb_coef: float = 4.0  # beta, standard deviations below the mean
-    entropy_estimator: Literal["none", "released", "bridge", "chain"] = "released"  # code; Eq. 14; a lower bound
-    ent_coef: float | Literal["auto"] = 0.01  # alpha, entropy weight; auto: learned per state (App. B.3), needs chain
-    target_entropy: float | None = None  # for auto: nats per action dimension; default: that of a clone (5 % warm-up)
-    chain_std: float | None = None  # for chain: std of the last step, at most sigma_1; by default min(0.2, sigma_1)
+    policy_action: Literal["one_step", "chain"] = "one_step"
+    """the action in the Q term: a_0 of Eq. 8, or that of all sampling steps"""
     eta: float = 1.0  # weight of the Q term against the diffusion loss
-    max_q_backup: bool = False  # target from the best of ten next actions, member by member
+
+    # --- ensemble ---
+    num_critics: int = 64  # M, Q-networks
+    lcb_coef: float = 4.0  # beta, standard deviations below the mean
+    pessimism: Literal["lcb", "min"] = (
+        "lcb"  # what the actor maximises: LCB (Eq. 17), or the minimum
+    )
+    target: Literal["own", "min"] = (
+        "own"  # TD target: each critic's own (Eq. 16), or the minimum of all
+    )
+    max_q_backup: bool = False  # TD target from the best of ten next actions, critic by critic
+
+    # --- entropy ---
+    entropy_estimator: Literal["none", "released", "chain"] = "released"
+    """released: as in the authors' code; chain: a lower bound that sees the policy's spread"""
+    ent_coef: float | Literal["auto"] = (
+        0.01  # alpha, its weight; auto: learned per state (App. B.3)
+    )
+    target_entropy: float | None = None  # for auto: nats per action dimension
+    chain_std: float = 0.2  # for chain: std of the last step (sigma_1, if that is smaller)
+
     # --- evaluation and logging ---
-    eval_every: int = 50_000  # updates between two evaluations; a checkpoint is written after each
+    eval_every: int = 50_000  # updates between two evaluations; each is followed by a checkpoint
     eval_episodes: int = 100  # episodes of one evaluation
-    eval_envs: int | None = None  # environments stepped together; default: 10 per core; results do not change
-    num_candidates: int = 50  # K, actions drawn per state when acting
-    action_selection: Literal["softmax", "argmax"] = "softmax"  # how one of the K is chosen by its LCB
+    eval_envs: int = 10  # environments stepped together; results depend on it
+    eval_workers: bool = False  # each of them in a process of its own: for slow simulators
+    num_candidates: int = 50  # K, actions drawn for a state when acting
+    action_selection: Literal["softmax", "argmax"] = "softmax"  # how one of K is chosen by its LCB
     log_every: int = 1000  # updates between two rows of metrics.csv
 
 
-# A task, by our own settings: registered Gymnasium id, keyword arguments, Minari id(s) or folder, D4RL's returns of a
-# random and an expert policy (if the metadata has none), whose hyper-parameters (its own or a near task's), and those.
-Task = namedtuple("Task", "env env_kwargs dataset reference like row")
-PRESETS = {"edq": {}, "edq-paper": {}}  # what a preset changes in every task; in single ones: PRESET_ROWS
-PRESETS["edq-entropy"] = dict(entropy_estimator="chain", ent_coef=0.1)  # it sees the spread: results/README.md
-PRESETS["diffusion-bc"] = dict(eta=0.0, entropy_estimator="none", num_candidates=1)
-PRESETS["diffusion-ql"] = dict(num_critics=2, target="min", pessimism="min", policy_action="chain", schedule="ddpm")
-PRESETS["diffusion-ql"] |= dict(diffusion_loss="noise", action_clip=True, entropy_estimator="none")
-# --- end shared ---
-# The authors' rows of all locomotion tasks are the same.
-LOCOMOTION = dict(gradient_steps=2_000_000, actor_lr=3e-4, eta=1.0, grad_clip=4.0, max_q_backup=False, reward="raw")
-LOCOMOTION |= dict(diffusion_loss="likelihood_released", action_clip=False, eval_episodes=10)
-ROBOTS = {  #       simulator         D4RL's random, expert return
-    "halfcheetah": ("HalfCheetah-v5", (-280.178953, 12135.0)),
-    "hopper": ("Hopper-v5", (-20.272305, 3234.3)),
-    "walker2d": ("Walker2d-v5", (1.629008, 4592.3)),
-}
-DATASETS = {  #       Minari id(s) of robot {0}                      hyper-parameters of
-    "medium": ("mujoco/{0}/medium-v0", "medium"),
-    "medium-replay": (None, "medium-replay"),  # Minari has none: name one with --dataset-id
-    "medium-expert": ("mujoco/{0}/medium-v0,mujoco/{0}/expert-v0", "medium-expert"),
-    "expert": ("mujoco/{0}/expert-v0", "medium-expert"),
-    "simple": ("mujoco/{0}/simple-v0", "medium"),
-}
-TASKS = {
-    f"{robot}-{data}": Task(env, {}, ids and ids.format(robot), reference, f"{robot}-{like}", LOCOMOTION)
-    for robot, (env, reference) in ROBOTS.items()
-    for data, (ids, like) in DATASETS.items()
-}
-# Diffusion-QL (Wang et al. 2023) has its own gradient clip in each task. It sums the errors of its two critics where we
-# take the mean, so for the critics its clip g amounts to g / 2 here: said, not reproduced.
-CLIPS = {"halfcheetah": (9.0, 2.0, 7.0), "hopper": (9.0, 4.0, 5.0), "walker2d": (1.0, 4.0, 5.0)}
-PRESET_ROWS = {
-    ("diffusion-ql", f"{robot}-{data}"): dict(grad_clip=clip)
-    for robot, clips in CLIPS.items()
-    for data, clip in zip(("medium", "medium-replay", "medium-expert"), clips)
-}
-SCORE, SUCCESS_ENDS = "D4RL-normalised score", False  # whether a reward above 0 ends the task
+# === The algorithm ===
+# B batch, S observation, A action, M critics, T diffusion steps, K candidates.
+# The paper's t = 1..T is index t - 1 here, in tensors and arguments alike.
+class Mish(nn.Module):
+    """x tanh(log(1 + e^x)) with one exponential: small updates spend more here than on matmuls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.clamp(max=20).exp() + 1
+        u = u.square().add_(1)
+        return torch.addcdiv(x, x, u, value=-2)  # x - 2 x / ((1 + e^x)^2 + 1)
 
 
-def make_env(task: Task, render_mode: str | None = None) -> gym.Env:
-    """The simulator, from our own table: an environment spec out of a file could run any code."""
-    return gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **task.env_kwargs)
-
-
-def flatten_obs(obs: np.ndarray) -> np.ndarray:
-    """What the networks see, `[..., S]`: here the observation as it is."""
-    return np.asarray(obs, np.float32)
-
-
-def episode_result(rewards: np.ndarray, reference: tuple[float, float]) -> dict[str, float]:
-    """Figures of one episode; the score is 0 for a random and 100 for an expert policy."""
-    total, (low, high) = float(np.sum(rewards)), reference
-    return {"score": 100 * (total - low) / (high - low), "return": total, "length": len(rewards)}
-
-
-def fit_task(metadata: dict, spec: dict, eval_spec: dict, task: Task) -> Task:
-    """The policy is scored where its data come from, if that is the same robot; specs are JSON, made into nothing."""
-    if spec.get("id") in (task.env[:-1] + "4", task.env[:-1] + "5"):  # D4RL's physics and rewards are those of v4
-        return task._replace(env=spec["id"])
-    print(f"note: the data were recorded in {spec.get('id')}, the policy is scored in {task.env}")
-    return task
-
-
-draw_paths = None  # only mazes have a picture
-
-
-# --- shared: algorithm and plumbing ---
-# === The algorithm. B batch, S observation, A action, M critics, T diffusion steps, K candidates ======================
-# The paper's t = 1..T is index t - 1 here, in tensors and arguments alike. Numbers in brackets: its equations.
-def mish(x: Tensor) -> Tensor:
-    """x tanh(log(1 + e^x)) with one exponential: a small update spends more on activations than on products."""
-    u = x.clamp(max=20).exp() + 1
-    return torch.addcdiv(x, x, u.square().add_(1), value=-2)  # x - 2 x / ((1 + e^x)^2 + 1)
-
-
-class ScoreMLP(nn.Module):
-    """Noise prediction eps_hat(a_t, t, s); the score of p(a_t | s) is -eps_hat / sigma_t."""
+class NoiseMLP(nn.Module):
+    """The actor: predicts noise, eps_hat(a_t, t, s). The score is -eps_hat / sigma_t."""
 
     def __init__(self, obs_dim: int, act_dim: int, hidden_dim: int = 256):
         super().__init__()
         self.act_dim = act_dim
-        self.register_buffer("freqs", 10000 ** (-torch.arange(8) / 7), persistent=False)
-        self.time_in, self.time_out = nn.Linear(16, 32), nn.Linear(32, 16)
-        sizes = [act_dim + 16 + obs_dim, hidden_dim, hidden_dim, hidden_dim, act_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        frequencies = 10000 ** (-torch.arange(8) / 7)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time_embedding = nn.Sequential(nn.Linear(16, 32), Mish(), nn.Linear(32, 16))
+        self.layers = nn.Sequential(
+            nn.Linear(act_dim + 16 + obs_dim, hidden_dim),
+            Mish(),
+            nn.Linear(hidden_dim, hidden_dim),
+            Mish(),
+            nn.Linear(hidden_dim, hidden_dim),
+            Mish(),
+            nn.Linear(hidden_dim, act_dim),
+        )
 
     def forward(self, a_t: Tensor, t: int | Tensor, obs: Tensor) -> Tensor:
         """a_t `[..., A]`, t an index (int or `[...]`), obs `[..., S]` -> `[..., A]`."""
-        angle = t * self.freqs if isinstance(t, int) else t.unsqueeze(-1) * self.freqs
-        emb = self.time_out(mish(self.time_in(torch.cat([angle.sin(), angle.cos()], -1))))
-        x = torch.cat([a_t, emb.expand(*a_t.shape[:-1], 16), obs], -1)
-        for i, layer in enumerate(self.layers):
-            x = layer(mish(x) if i > 0 else x)
-        return x
+        if isinstance(t, Tensor):
+            t = t.unsqueeze(-1)
+        angle = t * self.frequencies
+        time = self.time_embedding(torch.cat([angle.sin(), angle.cos()], -1))
+        time = time.expand(*a_t.shape[:-1], 16)
+        return self.layers(torch.cat([a_t, time, obs], -1))
+
+
+class EnsembleLinear(nn.Module):
+    """M linear layers as one batched matmul: `[M, B, in]` -> `[M, B, out]`."""
+
+    def __init__(self, num_critics: int, size_in: int, size_out: int, bf16: bool = False):
+        super().__init__()
+        self.bf16 = bf16
+        self.weight = nn.Parameter(torch.empty(num_critics, size_in, size_out))
+        self.bias = nn.Parameter(torch.full((num_critics, 1, size_out), 0.1))
+        # As released (EDAC's): a hidden layer's bound follows its output size, its bias is 0.1.
+        if size_out > 1:
+            bound = 1 / math.sqrt(size_out)
+            nn.init.uniform_(self.weight, -bound, bound)
+        else:
+            nn.init.uniform_(self.weight, -3e-3, 3e-3)
+            nn.init.uniform_(self.bias, -3e-3, 3e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if self.bf16:
+            x = x.bfloat16()
+            weight = weight.bfloat16()
+        return torch.bmm(x, weight).float().add_(self.bias)
 
 
 class QEnsemble(nn.Module):
-    """M independent Q-networks as one batched product; weights `[M, in, out]`, biases `[M, 1, out]`."""
+    """M independent Q-networks. bf16 is for the two large matmuls alone."""
 
-    def __init__(self, obs_dim: int, act_dim: int, num_critics: int = 64, hidden_dim: int = 256, half: bool = False):
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        num_critics: int = 64,
+        hidden_dim: int = 256,
+        bf16: bool = False,
+    ):
         super().__init__()
-        self.num_critics, self.half = num_critics, half
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for size_in, size_out in pairwise([obs_dim + act_dim, hidden_dim, hidden_dim, hidden_dim, 1]):
-            # As released (EDAC's initialisation): the "fan" of a hidden layer is its output size, its bias 0.1.
-            bound = 3e-3 if size_out == 1 else 1 / math.sqrt(size_out)
-            self.weights.append(torch.empty(num_critics, size_in, size_out).uniform_(-bound, bound))
-            bias = torch.full((num_critics, 1, size_out), 0.1)
-            self.biases.append(bias.uniform_(-bound, bound) if size_out == 1 else bias)
+        self.num_critics = num_critics
+        self.layers = nn.Sequential(
+            EnsembleLinear(num_critics, obs_dim + act_dim, hidden_dim),
+            Mish(),
+            EnsembleLinear(num_critics, hidden_dim, hidden_dim, bf16),
+            Mish(),
+            EnsembleLinear(num_critics, hidden_dim, hidden_dim, bf16),
+            Mish(),
+            EnsembleLinear(num_critics, hidden_dim, 1),
+        )
 
-    def forward(self, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
-        """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`; frozen: a gradient for the action, none for the weights."""
-        x = torch.cat([obs, action], -1).expand(self.num_critics, -1, -1)  # [M, B, S + A], a view
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x, (weight, bias) = mish(x) if i > 0 else x, (w.detach() if frozen else w for w in (weight, bias))
-            if self.half and 0 < i < 3:  # bf16: only the two large products; input, head and all that follows are fp32
-                x = torch.bmm(x.bfloat16(), weight.bfloat16()).float().add_(bias)
-            else:
-                x = torch.bmm(x, weight).add_(bias)
-        return x.squeeze(-1)
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """obs `[B, S]`, action `[B, A]` -> Q `[M, B]`."""
+        x = torch.cat([obs, action], -1)
+        x = x.expand(self.num_critics, -1, -1)  # [M, B, S + A], a view
+        return self.layers(x).squeeze(-1)
+
+    def frozen(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The same, with a gradient for the action and none for the weights."""
+        weights = {name: weight.detach() for name, weight in self.named_parameters()}
+        return functional_call(self, weights, (obs, action))
 
 
 class MeanRevertingSDE:
-    """da = -theta_t a dt + sqrt(2 theta_t) dw (1): draws actions to N(0, I); all conditionals are known Gaussians."""
+    """da = -theta_t a dt + sqrt(2 theta_t) dw (Eq. 1), which draws every action to N(0, I).
 
-    # Tensors of length T: theta_dt (theta'_t), theta_bar (its running sum), sigma (std of a_t given a_0), and w_t, w_0,
-    # posterior_var of p(a_{t-1} | a_t, a_0) (6, 7). In the methods t is an index, int or [B]; everything else [B, A].
-    def __init__(self, num_steps: int, schedule: str = "cosine", device: str | torch.device = "cpu"):
-        T, t = num_steps, torch.arange(1, num_steps + 1, dtype=torch.float64)  # t: the paper's
-        f = torch.cos((t / (T + 1) + 0.008) / 1.008 * math.pi / 2) / math.cos(0.004 / 1.008 * math.pi)
-        theta = {
-            "cosine": 1 - f**2,
-            "linear": torch.linspace(1000 / T * 1e-4, 1000 / T * 0.02, T, dtype=torch.float64),
-            "constant": torch.ones(T, dtype=torch.float64),
-            "vp": 1 - torch.exp(-0.1 / T - 0.5 * 9.9 * (2 * t - 1) / T**2),
-            "ddpm": 0.5 * (0.1 / T + 4.95 * (2 * t - 1) / T**2),
-        }[schedule]
-        if schedule != "ddpm":  # the time step is chosen so that e^(-theta_bar_T) = 0.001: a_T has forgotten a_0
+    Its conditionals are Gaussians in closed form. Tables of length T: theta_dt is theta'_t,
+    theta_bar its running sum, sigma the std of a_t given a_0; w_t, w_0 and posterior_var give
+    p(a_{t-1} | a_t, a_0). In the methods t is an index, int or `[B]`; all else is `[B, A]`.
+    """
+
+    def __init__(self, num_steps: int, schedule: str = "cosine", device="cpu"):
+        T = num_steps
+        t = torch.arange(1, T + 1, dtype=torch.float64)
+        if schedule == "ddpm":
+            theta = 0.5 * (0.1 / T + 4.95 * (2 * t - 1) / T**2)
+        else:
+            angle = (t / (T + 1) + 0.008) / 1.008 * math.pi / 2
+            f = torch.cos(angle) / math.cos(0.004 / 1.008 * math.pi)
+            theta = 1 - f**2
+            # The step dt is such that e^(-theta_bar_T) = 0.001: a_T has forgotten a_0.
             theta = theta * (math.log(1000) / theta.sum())
-        bar = theta.cumsum(0)
-        before = torch.cat([bar.new_zeros(1), bar[:-1]])  # theta_bar_{t-1}, theta_bar_0 = 0
-        step_var, var, var_before = (-torch.expm1(-2 * x) for x in (theta, bar, before))  # 1 - A^2, 1 - B^2, 1 - C^2
-        self.num_steps, w_t, w_0 = num_steps, torch.exp(-theta) * var_before / var, torch.exp(-before) * step_var / var
-        tables = dict(theta_dt=theta, theta_bar=bar, sigma=var.sqrt(), w_t=w_t, w_0=w_0)
-        tables["posterior_var"] = step_var * var_before / var
-        for name, table in tables.items():  # cast only now: built in float32, theta'_1 would be off by 1e-4 at T = 100
-            setattr(self, name, table.to(device, torch.float32))
+        theta_bar = theta.cumsum(0)
+        theta_bar_before = torch.cat([theta_bar.new_zeros(1), theta_bar[:-1]])  # of t - 1
+
+        step_var = -torch.expm1(-2 * theta)  # of a_t given a_{t-1}
+        var = -torch.expm1(-2 * theta_bar)  # of a_t given a_0
+        var_before = -torch.expm1(-2 * theta_bar_before)  # of a_{t-1} given a_0
+
+        # Cast only now: computed in float32, theta'_1 would be off by 1e-4 at T = 100.
+        table = partial(torch.Tensor.to, device=device, dtype=torch.float32)
+        self.num_steps = num_steps
+        self.theta_dt = table(theta)
+        self.theta_bar = table(theta_bar)
+        self.sigma = table(var.sqrt())
+        self.w_t = table(torch.exp(-theta) * var_before / var)  # Eq. 7
+        self.w_0 = table(torch.exp(-theta_bar_before) * step_var / var)
+        self.posterior_var = table(step_var * var_before / var)
 
     def perturb(self, a0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        """Sample p(a_t | a_0) = N(e^(-theta_bar_t) a_0, sigma_t^2) (2, 4); `[B, A]`."""
-        return torch.exp(-self.theta_bar[t]).unsqueeze(-1) * a0 + self.sigma[t].unsqueeze(-1) * noise
+        """Sample p(a_t | a_0) = N(e^(-theta_bar_t) a_0, sigma_t^2), Eq. 4."""
+        decay = torch.exp(-self.theta_bar[t]).unsqueeze(-1)
+        return decay * a0 + self.sigma[t].unsqueeze(-1) * noise
 
     def predict_a0(self, a_t: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
-        """Invert `perturb`: (a_t - sigma_t eps) e^(theta_bar_t) (8)."""
-        return (a_t - self.sigma[t].unsqueeze(-1) * noise) * torch.exp(self.theta_bar[t]).unsqueeze(-1)
+        """Invert `perturb`: (a_t - sigma_t eps) e^(theta_bar_t), Eq. 8."""
+        growth = torch.exp(self.theta_bar[t]).unsqueeze(-1)
+        sigma = self.sigma[t].unsqueeze(-1)
+        return (a_t - sigma * noise) * growth
 
     def posterior_mean(self, a_t: Tensor, a0: Tensor, t: int | Tensor) -> Tensor:
-        """Mean of p(a_{t-1} | a_t, a_0), the optimal path from a_t to a_0 (6, 7; App. A.3)."""
-        return self.w_t[t].unsqueeze(-1) * a_t + self.w_0[t].unsqueeze(-1) * a0
+        """Mean of p(a_{t-1} | a_t, a_0), Eq. 7."""
+        w_t = self.w_t[t].unsqueeze(-1)
+        w_0 = self.w_0[t].unsqueeze(-1)
+        return w_t * a_t + w_0 * a0
 
-    def reverse_sde_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-        """One Euler step of the reverse SDE (3) with score -eps / sigma_t; the last step (index 0) adds no noise."""
-        theta, sigma = self.theta_dt[t].unsqueeze(-1), self.sigma[t].unsqueeze(-1)
-        noise = noise * ((t > 0).unsqueeze(-1) if isinstance(t, Tensor) else t > 0)
-        return a_t + theta * a_t - 2 * theta * eps / sigma + torch.sqrt(2 * theta) * noise
-
-    def ode_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
-        """One Euler step of the probability-flow ODE of (3)."""
-        theta, sigma = self.theta_dt[t].unsqueeze(-1), self.sigma[t].unsqueeze(-1)
-        return a_t + theta * a_t - theta * eps / sigma
+    def euler_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+        """The drift of one Euler step of the reverse SDE (Eq. 3) with score -eps / sigma_t."""
+        theta = self.theta_dt[t].unsqueeze(-1)
+        sigma = self.sigma[t].unsqueeze(-1)
+        return a_t + theta * a_t - 2 * theta * eps / sigma
 
 
-def sample_actions(score: nn.Module, sde: MeanRevertingSDE, obs: Tensor, sampler="posterior", action_clip: bool = True,
-                   generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
-    """One action per observation, running the diffusion back from N(0, I); obs `[..., S]` -> `[..., A]` in [-1, 1]."""
-    if noise is None:  # [T, ..., A]: first a_T, then one row a step
-        noise = torch.randn(sde.num_steps, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
+def sample_actions(
+    actor,
+    sde,
+    obs: Tensor,
+    action_clip: bool = True,
+    generator=None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Run the diffusion back from N(0, I): obs `[..., S]` -> actions `[..., A]` in [-1, 1].
+
+    noise `[T, ..., A]` is a_T and then one row a step; without it, it is drawn.
+    """
+    if noise is None:
+        shape = (sde.num_steps, *obs.shape[:-1], actor.act_dim)
+        noise = torch.randn(shape, device=obs.device, generator=generator)
     a_t = noise[0]
     for t in reversed(range(sde.num_steps)):
-        eps = score(a_t, t, obs)
-        z = noise[-t]  # of no effect in the last step, t = 0
-        if sampler == "sde":
-            a_t = sde.reverse_sde_step(a_t, t, eps, z)
-        elif sampler == "ode":
-            a_t = sde.ode_step(a_t, t, eps)
-        else:
-            a0 = sde.predict_a0(a_t, t, eps)
-            a0 = a0.clamp(-1, 1) if action_clip else a0
-            a_t = sde.posterior_mean(a_t, a0, t) + sde.posterior_var[t].sqrt() * z  # Prop. 3.1 with a_0 predicted
+        a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs))
+        if action_clip:
+            a0 = a0.clamp(-1, 1)
+        mean = sde.posterior_mean(a_t, a0, t)  # Prop. 3.1, with a_0 predicted
+        a_t = mean + sde.posterior_var[t].sqrt() * noise[-t]  # the last step, t = 0, has variance 0
     return a_t.clamp(-1, 1)
 
 
 def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
-    """Log density, per dimension, of reaching x from y after SDE time dt: N(x; e^(-dt) y, 1 - e^(-2 dt)) (2)."""
+    """Log density per dimension of N(x; e^(-dt) y, 1 - e^(-2 dt)): from y to x in SDE time dt."""
     var = -torch.expm1(-2 * dt)
-    return -0.5 * (torch.log(2 * math.pi * var) + (x - y * torch.exp(-dt)) ** 2 / var)
+    distance = x - y * torch.exp(-dt)
+    return -0.5 * (torch.log(2 * math.pi * var) + distance**2 / var)
 
 
-def entropy_estimate(sde: MeanRevertingSDE, a0: Tensor, aT: Tensor, kind: str) -> Tensor:
-    """-log p(a_1 | a_T, a_0) by Bayes' rule from three transition densities (13, 14); `[B, A]` -> `[B]`."""
-    # bridge: to the letter; a constant, whose gradient in the policy vanishes. released: as in the authors' code, with
-    # arguments of two densities exchanged and the index a step late: 0.7787 + 0.0628 a_0^2 per dimension (T = 5), which
-    # rewards large a_0 and does not see how spread the policy is.
-    bar = sde.theta_bar
-    if kind == "bridge":
-        a1 = torch.exp(-bar[0]) * a0
-        log_p = log_transition(aT, a1, bar[-1] - bar[0]) + log_transition(a1, a0, bar[0])
-        return -(log_p - log_transition(aT, a0, bar[-1])).sum(-1)
+def entropy_estimate(sde, a0: Tensor, aT: Tensor) -> Tensor:
+    """The released -log p(a_1 | a_T, a_0), Eq. 13 and 14; `[B, A]` -> `[B]`.
+
+    The code exchanges the arguments of two densities and is an index late. For T = 5 that leaves
+    0.7787 + 0.0628 a_0^2 per dimension: it rewards large a_0 and does not see the policy's spread.
+    """
+    bar_0, bar_1, bar_T = sde.theta_bar[0], sde.theta_bar[1], sde.theta_bar[-1]
     a1 = a0 * (1 - sde.theta_dt[0])
-    log_p = log_transition(a1, aT, bar[-1] - bar[1]) + log_transition(a0, a1, bar[1] - bar[0])
-    return -(log_p - log_transition(a0, aT, bar[-1] - bar[0])).sum(-1)
+    log_p = log_transition(a1, aT, bar_T - bar_1)
+    log_p = log_p + log_transition(a0, a1, bar_1 - bar_0)
+    log_p = log_p - log_transition(a0, aT, bar_T - bar_0)
+    return -log_p.sum(-1)
 
 
-def chain_entropy_bound(sde: MeanRevertingSDE, score: nn.Module, obs: Tensor, chain_std: float,
-                        generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Lower bound, in nats, on the entropy of the policy with std `chain_std` in its last step; `[B, S]` -> `[B]`."""
-    # H >= E[log f(a^1..a^T | a^0) - log q(a^0..a^T)], q our reverse chain (10), f the SDE's transitions (2): an idea
-    # of maximum-entropy diffusion RL (Celik et al. 2025, DIME). It has a gradient in the policy's spread.
-    if noise is None:  # [T + 1, B, A]
-        noise = torch.randn(sde.num_steps + 1, *obs.shape[:-1], score.act_dim, device=obs.device, generator=generator)
+def chain_entropy_bound(
+    sde,
+    actor,
+    obs: Tensor,
+    chain_std: float,
+    generator=None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Lower bound, in nats, on the entropy of the policy; obs `[B, S]` -> `[B]`.
+
+    H >= E[log f(a_1..a_T | a_0) - log q(a_0..a_T)]: q is our reverse chain (Eq. 10) with std
+    `chain_std` in its last step, f the SDE. An idea of maximum-entropy diffusion RL (Celik et al.
+    2025, DIME). Unlike the released term it has a gradient in the spread. noise is `[T + 1, B, A]`.
+    """
+    if noise is None:
+        shape = (sde.num_steps + 1, *obs.shape[:-1], actor.act_dim)
+        noise = torch.randn(shape, device=obs.device, generator=generator)
+    log_2pi = math.log(2 * math.pi)
     a_t = noise[0]
-    bound = 0.5 * (math.log(2 * math.pi) + a_t**2)  # -log N(a_T; 0, I)
+    bound = 0.5 * (log_2pi + a_t**2)  # -log N(a_T; 0, I)
     for t in reversed(range(sde.num_steps)):
         z = noise[sde.num_steps - t]
-        std = sde.posterior_var[t].sqrt() if t > 0 else torch.full_like(sde.sigma[0], chain_std)
-        a0 = sde.predict_a0(a_t, t, score(a_t, t, obs)).clamp(-1, 1)  # else entropy is bought outside the action box
+        std = sde.posterior_var[t].sqrt()
+        if t == 0:
+            std = torch.full_like(std, chain_std)
+        a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs))
+        a0 = a0.clamp(-1, 1)  # else entropy is bought outside the action box
         a_prev = sde.posterior_mean(a_t, a0, t) + std * z
         bound = bound + log_transition(a_t, a_prev, sde.theta_dt[t])
-        bound = bound + 0.5 * (math.log(2 * math.pi) + z**2) + std.log()  # -log density of the step just taken
+        bound = bound + 0.5 * (log_2pi + z**2) + std.log()  # -log q(a_prev | a_t)
         a_t = a_prev
     return bound.sum(-1)
 
 
 def lower_confidence_bound(q: Tensor, coef: float) -> Tensor:
-    """mean - coef * std over the members (17); q `[M, ...]` -> `[...]`. Unbiased std, so M >= 2."""
+    """Eq. 17: mean - coef * std over the critics, unbiased, so M >= 2; q `[M, ...]` -> `[...]`."""
     return q.mean(0) - coef * q.std(0)
 
 
-METRICS = [f"losses/{x}" for x in ("critic", "diffusion", "q", "entropy", "actor")]
-METRICS += [f"q/{x}" for x in ("mean", "std", "max_abs", "target")] + ["policy/entropy", "policy/alpha"]
+METRICS = [
+    "losses/critic",
+    "losses/diffusion",
+    "losses/q",
+    "losses/entropy",
+    "losses/actor",
+    "q/mean",
+    "q/std",
+    "q/max_abs",
+    "q/target",
+    "policy/entropy",
+    "policy/alpha",
+]
 
 
 class Agent(nn.Module):
-    """All that learns, and what has to survive a restart with it: its state_dict is the checkpoint's core."""
+    """All that learns, and the buffers that have to survive a restart with it."""
 
-    def __init__(self, obs_dim: int, act_dim: int, args: Args, device: str = "cpu"):
+    def __init__(self, obs_dim: int, act_dim: int, args, device: str = "cpu"):
         super().__init__()
         self.sde = MeanRevertingSDE(args.num_diffusion_steps, args.schedule, device)
-        self.chain_std = args.chain_std or min(0.2, float(self.sde.sigma[0]))
-        self.score = ScoreMLP(obs_dim, act_dim, args.hidden_dim)
-        self.score_ema = copy.deepcopy(self.score).requires_grad_(False)
-        self.q = self.target_q = self.alpha = None
-        if args.eta > 0 or args.num_candidates > 1:  # Q is in the actor's loss, or it ranks the candidates
-            self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim, args.precision == "bf16")
+        self.chain_std = min(args.chain_std, float(self.sde.sigma[0]))
+        self.actor = NoiseMLP(obs_dim, act_dim, args.hidden_dim)
+        self.actor_ema = copy.deepcopy(self.actor).requires_grad_(False)
+        self.q = None
+        self.target_q = None
+        self.alpha = None
+        if args.eta > 0 or args.num_candidates > 1:  # Q is in the actor's loss, or ranks candidates
+            bf16 = args.precision == "bf16"
+            self.q = QEnsemble(obs_dim, act_dim, args.num_critics, args.hidden_dim, bf16)
             self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         if args.ent_coef == "auto":  # alpha(s), App. B.3
-            hidden, head = nn.Linear(obs_dim, 32), nn.Linear(32, 1)
-            self.alpha = nn.Sequential(hidden, nn.Mish(), head, nn.Softplus(), nn.Flatten(0))
+            hidden = nn.Linear(obs_dim, 32)
+            head = nn.Linear(32, 1)
             nn.init.zeros_(head.weight)
-            nn.init.constant_(head.bias, math.log(math.expm1(0.01)))  # it starts at 0.01 in every state
-        self.register_buffer("target_entropy", torch.tensor(args.target_entropy or 0.0))  # nats per action dimension
-        self.register_buffer("obs_mean", torch.zeros(obs_dim))
-        self.register_buffer("obs_std", torch.ones(obs_dim))  # for --normalize-obs
-        self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last row of metrics.csv
-        self.register_buffer("diffusion_sum", torch.zeros(()))  # since the last evaluation
-        self.register_buffer("states", torch.zeros(4000, obs_dim))  # a sample of the data, for a maze's picture
-        self.register_buffer("q_limit", torch.tensor(math.inf))  # max |r| / (1 - gamma)
-        self.register_buffer("first_bad", torch.full((len(METRICS) + 1,), -1))  # first update with NaN; |Q| > q_limit
+            nn.init.constant_(head.bias, math.log(math.expm1(0.01)))  # 0.01 in every state at first
+            self.alpha = nn.Sequential(hidden, Mish(), head, nn.Softplus(), nn.Flatten(0))
+        self.register_buffer("obs_mean", torch.zeros(obs_dim))  # for --normalize-obs
+        self.register_buffer("obs_std", torch.ones(obs_dim))
+        self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last logged row
         self.to(device)
-        nets = dict(actor=(self.score, args.actor_lr), critic=(self.q, args.critic_lr), alpha=(self.alpha, 3e-4))
-        nets = {k: (n.parameters(), torch.tensor(lr, device=device)) for k, (n, lr) in nets.items() if n}
-        self.optimisers = {k: torch.optim.Adam(*n, fused=True, capturable=device == "cuda") for k, n in nets.items()}
+
+        def adam(net, lr: float):
+            rate = torch.tensor(lr, device=device)  # a captured update sees a change of a tensor
+            on_gpu = device == "cuda"
+            return torch.optim.Adam(net.parameters(), rate, fused=True, capturable=on_gpu)
+
+        self.optimisers = {"actor": adam(self.actor, args.actor_lr)}
+        if self.q:
+            self.optimisers["critic"] = adam(self.q, args.critic_lr)
+        if self.alpha:
+            self.optimisers["alpha"] = adam(self.alpha, 3e-4)
 
 
-# obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (never at a time limit)
+# obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (a time
+# limit is no such end).
 Transitions = namedtuple("Transitions", "obs action reward next_obs end")
-# All randomness of one update, drawn before it, so that the update itself is a function: `target` [T, B * N, A] with
-# N = 10 for max_q_backup, else 1; `t` [B]; `eps` [B, A]; `aT` [B, A], for released and bridge; `chain` [T + 1, B, A].
+# All randomness of an update is drawn before it, so that the update itself is a function:
+# target [T, B * N, A] with N = 10 for max_q_backup, else 1; t [B]; eps [B, A]; aT [B, A] for the
+# released entropy; chain [T + 1, B, A].
 Noise = namedtuple("Noise", "target t eps aT chain")
 
 
-def draw_batch(data: Transitions, args: Args, g: torch.Generator) -> tuple[Transitions, Noise]:
+def draw_batch(data, args, g) -> tuple[Transitions, Noise]:
     """A uniform batch, with replacement, and the noise of one update."""
-    B, A, T, N = args.batch_size, data.action.shape[-1], args.num_diffusion_steps, 10 if args.max_q_backup else 1
-    index, t = (torch.randint(high, (B,), generator=g, device=g.device) for high in (len(data.obs), T))
-    shapes = ((T, B * N, A), (B, A), (B, A), (T + 1, B, A))
-    target, eps, aT, chain = (torch.randn(shape, generator=g, device=g.device) for shape in shapes)
-    return Transitions(*(x[index] for x in data)), Noise(target, t, eps, aT, chain)
+    B = args.batch_size
+    A = data.action.shape[-1]
+    T = args.num_diffusion_steps
+    N = 10 if args.max_q_backup else 1
+    uniform = partial(torch.randint, size=(B,), generator=g, device=g.device)
+    normal = partial(torch.randn, generator=g, device=g.device)
+    index = uniform(len(data.obs))
+    t = uniform(T)
+    noise = Noise(
+        target=normal(T, B * N, A),
+        t=t,
+        eps=normal(B, A),
+        aT=normal(B, A),
+        chain=normal(T + 1, B, A),
+    )
+    return Transitions(*(x[index] for x in data)), noise
 
 
-def td_target(agent: Agent, batch: Transitions, noise: Tensor, args: Args) -> Tensor:
-    """r + gamma Q'(s', a') with a' from the averaged policy; `[M, B]`, each member its own target (16)."""
+def td_target(agent, batch, noise: Tensor, args) -> Tensor:
+    """Eq. 16: r + gamma Q'(s', a'), a' from the EMA actor; `[M, B]`, a target for each critic."""
     noise = noise.unflatten(1, (len(batch.reward), -1))  # [T, B, N, A]
-    next_obs = batch.next_obs.unsqueeze(1).expand(-1, noise.shape[2], -1)
-    next_action = sample_actions(agent.score_ema, agent.sde, next_obs, args.sampler, args.action_clip, noise=noise)
-    # max-Q, member by member; one of the N at a time, for together their activations are N times as large.
-    next_q = reduce(torch.maximum, (agent.target_q(batch.next_obs, a) for a in next_action.unbind(1)))
-    next_q = next_q.amin(0).expand_as(next_q) if args.target == "min" else next_q
+    N = noise.shape[2]
+    next_obs = batch.next_obs.unsqueeze(1).expand(-1, N, -1)
+    next_action = sample_actions(
+        agent.actor_ema, agent.sde, next_obs, args.action_clip, noise=noise
+    )  # [B, N, A]
+    # max-Q, critic by critic; one of the N at a time, as memory would grow by a factor of N.
+    next_q = agent.target_q(batch.next_obs, next_action[:, 0])  # [M, B]
+    for i in range(1, N):
+        next_q = torch.maximum(next_q, agent.target_q(batch.next_obs, next_action[:, i]))
+    if args.target == "min":
+        next_q = next_q.amin(0).expand_as(next_q)
     return batch.reward + args.gamma * (1 - batch.end) * next_q
 
 
-def critic_loss(agent: Agent, batch: Transitions, target: Tensor) -> dict[str, Tensor]:
-    """Mean squared TD error over members and batch, target `[M, B]`."""
+def critic_loss(agent, batch, target: Tensor) -> dict[str, Tensor]:
+    """Mean squared TD error over critics and batch; target `[M, B]`."""
     q = agent.q(batch.obs, batch.action)  # [M, B]
-    return {"losses/critic": F.mse_loss(q, target), "q/max_abs": q.detach().abs().max(), "q/target": target.mean()}
+    return {
+        "losses/critic": F.mse_loss(q, target),
+        "q/max_abs": q.detach().abs().max(),
+        "q/target": target.mean(),
+    }
 
 
-def diffusion_loss(sde: MeanRevertingSDE, a_t: Tensor, a0: Tensor, t: Tensor, eps: Tensor, eps_hat: Tensor, kind: str):
-    """Behaviour cloning: how well the noise in a_t was predicted. All `[B, A]`, t `[B]` -> scalar."""
+def diffusion_loss(
+    sde,
+    a_t: Tensor,
+    a0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    eps_hat: Tensor,
+    kind: str,
+) -> Tensor:
+    """Behaviour cloning (BC): how well a_t's noise is predicted; `[B, A]`, t `[B]` -> scalar."""
     if kind == "noise":
-        return F.mse_loss(eps_hat, eps)  # (5)
-    optimal = sde.posterior_mean(a_t, a0, t)  # a_{t-1} on the best path to the data action (App. A.3)
+        return F.mse_loss(eps_hat, eps)  # Eq. 5
+    optimal = sde.posterior_mean(
+        a_t, a0, t
+    )  # a_{t-1} on the best path to the data action, App. A.3
     if kind == "likelihood":
-        return F.mse_loss(sde.posterior_mean(a_t, sde.predict_a0(a_t, t, eps_hat), t), optimal)
-    # Released: an Euler step of (3) against the exact path, which differ even for the true noise (by 1.6 at t = 5).
-    return F.mse_loss(sde.reverse_sde_step(a_t, t, eps_hat, torch.zeros_like(a_t)), optimal)
+        a0_hat = sde.predict_a0(a_t, t, eps_hat)
+        return F.mse_loss(sde.posterior_mean(a_t, a0_hat, t), optimal)
+    # Released: an Euler step against the exact path, which differ even for the true noise.
+    return F.mse_loss(sde.euler_step(a_t, t, eps_hat), optimal)
 
 
-def actor_losses(agent: Agent, batch: Transitions, noise: Noise, args: Args, warmup: bool) -> dict[str, Tensor]:
-    """The actor's loss (15) and its parts: stay near the data, climb the LCB, keep entropy."""
-    sde, obs = agent.sde, batch.obs
-    a_t = sde.perturb(batch.action, noise.t, noise.eps)
-    eps_hat = agent.score(a_t, noise.t, obs)
-    a0_hat = sde.predict_a0(a_t, noise.t, eps_hat)
-    loss = diffusion_loss(sde, a_t, batch.action, noise.t, noise.eps, eps_hat, args.diffusion_loss)
+def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
+    """Eq. 15 and its parts: stay near the data, maximise the LCB, keep entropy."""
+    sde = agent.sde
+    obs, a0, t, eps = batch.obs, batch.action, noise.t, noise.eps
+    a_t = sde.perturb(a0, t, eps)
+    eps_hat = agent.actor(a_t, t, obs)
+    a0_hat = sde.predict_a0(a_t, t, eps_hat)  # Eq. 8
+    loss = diffusion_loss(sde, a_t, a0, t, eps, eps_hat, args.diffusion_loss)
     out = {"losses/diffusion": loss}
+
     if args.eta > 0:
         action = a0_hat.clamp(-1, 1)
         if args.policy_action == "chain":
-            action = sample_actions(agent.score, sde, obs, args.sampler, args.action_clip, noise=noise.chain[:-1])
-        q = agent.q(obs, action, frozen=True)  # [M, B]
-        value = q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
-        out["losses/q"] = -value.mean() / q.abs().mean().detach()  # so that eta means the same at any scale of Q
-        out |= {"q/mean": q.mean(), "q/std": q.std(0, correction=min(1, len(q) - 1)).mean()}
-        loss = loss + (0.0 if warmup else args.eta) * out["losses/q"]
-    if args.entropy_estimator in ("released", "bridge"):
-        entropy = entropy_estimate(sde, a0_hat, noise.aT, args.entropy_estimator)  # [B]
-        out["losses/entropy"] = -args.ent_coef * entropy.mean() / entropy.abs().mean().detach()
-        out |= {"policy/entropy": entropy.mean() / agent.score.act_dim, "policy/alpha": 0 * loss + args.ent_coef}
-    elif args.entropy_estimator == "chain":
-        entropy = chain_entropy_bound(sde, agent.score, obs, agent.chain_std, noise=noise.chain) / agent.score.act_dim
+            chain = noise.chain[:-1]
+            action = sample_actions(agent.actor, sde, obs, args.action_clip, noise=chain)
+        q = agent.q.frozen(obs, action)  # [M, B]
+        value = pessimistic_value(q, args)
+        scale = q.abs().mean().detach()  # so that eta means the same at any scale of Q
+        out["losses/q"] = -value.mean() / scale
+        out["q/mean"] = q.mean()
+        out["q/std"] = q.std(0, correction=min(1, len(q) - 1)).mean()
+        loss = loss + args.eta * out["losses/q"]
+
+    if args.entropy_estimator == "released":
+        entropy = entropy_estimate(sde, a0_hat, noise.aT)  # [B]
+        scale = entropy.abs().mean().detach()
+        out["losses/entropy"] = -args.ent_coef * entropy.mean() / scale
+        out["policy/entropy"] = entropy.mean() / agent.actor.act_dim
+        out["policy/alpha"] = 0 * loss + args.ent_coef
+        loss = loss + out["losses/entropy"]
+    if args.entropy_estimator == "chain":
+        bound = chain_entropy_bound(sde, agent.actor, obs, agent.chain_std, noise=noise.chain)
+        entropy = bound / agent.actor.act_dim  # [B]
         alpha = agent.alpha(obs) if agent.alpha else torch.full_like(entropy, args.ent_coef)  # [B]
         alpha = alpha.detach().clamp(1e-4, 1)
-        out["losses/entropy"] = -(0.0 if warmup else 1.0) * (alpha * entropy).mean()
-        out |= {"policy/entropy": entropy.mean(), "policy/alpha": alpha.mean(), "entropy": entropy}
-    return {k: x.detach() for k, x in out.items()} | {"losses/actor": loss + out.get("losses/entropy", 0.0)}
+        out["losses/entropy"] = -(alpha * entropy).mean()
+        out["policy/entropy"] = entropy.mean()
+        out["policy/alpha"] = alpha.mean()
+        out["entropy"] = entropy  # for the update of alpha
+        loss = loss + out["losses/entropy"]
+
+    out = {name: value.detach() for name, value in out.items()}
+    return out | {"losses/actor": loss}
 
 
-def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, grad_clip: float) -> None:
+def pessimistic_value(q: Tensor, args) -> Tensor:
+    """What the actor maximises and what ranks candidates: q `[M, ...]` -> `[...]`."""
+    return q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
+
+
+def minimise(loss: Tensor, net, optimiser, grad_clip: float):
     """One Adam step on `net` alone: other networks in the loss get no gradient."""
     optimiser.zero_grad()
     loss.backward(inputs=list(net.parameters()))
@@ -482,474 +582,927 @@ def minimise(loss: Tensor, net: nn.Module, optimiser: torch.optim.Optimizer, gra
     optimiser.step()
 
 
-def update(agent: Agent, batch: Transitions, noise: Noise, args: Args, step: int | Tensor, warmup=False) -> Tensor:
-    """Update number `step` (from 0): critics, actor, averages, in this order. Nothing is read back from the device."""
+def update(agent, batch, noise, args, step: int | Tensor):
+    """Update number `step`, from 0: critics, actor, averages. Nothing is read from the device."""
     out = {}
     if agent.q:
         with torch.no_grad():
             target = td_target(agent, batch, noise.target, args)  # [M, B]
         out |= critic_loss(agent, batch, target)
         minimise(out["losses/critic"], agent.q, agent.optimisers["critic"], args.grad_clip)
-    out |= actor_losses(agent, batch, noise, args, warmup)
-    minimise(out["losses/actor"], agent.score, agent.optimisers["actor"], args.grad_clip)
-    if agent.alpha and not warmup:  # it rises where the entropy is below its target, falls where above (App. B.3)
-        alpha_loss = (agent.alpha(batch.obs) * (out["entropy"] - agent.target_entropy)).mean()
+
+    out |= actor_losses(agent, batch, noise, args)
+    minimise(out["losses/actor"], agent.actor, agent.optimisers["actor"], args.grad_clip)
+
+    if agent.alpha:  # rises where the entropy is below its target, falls where above (App. B.3)
+        gap = out["entropy"] - args.target_entropy
+        alpha_loss = (agent.alpha(batch.obs) * gap).mean()
         minimise(alpha_loss, agent.alpha, agent.optimisers["alpha"], math.inf)
+
     with torch.no_grad():
-        due = (step >= 1000) & (step % 5 == 0)  # until then the averaged actor keeps its initial weights, as released
-        for average, new in zip(agent.score_ema.parameters(), agent.score.parameters()):
-            average.lerp_(new, (1 - args.ema_decay) * due)
+        # As released: the EMA actor keeps its initial weights until update 1,000.
+        due = (step >= 1000) & (step % 5 == 0)
+        rate = (1 - args.ema_decay) * due
+        for average, new in zip(agent.actor_ema.parameters(), agent.actor.parameters()):
+            average.lerp_(new, rate)
         if agent.q:
-            torch._foreach_lerp_([*agent.target_q.parameters()], [*agent.q.parameters()], args.tau)
-        zero = torch.zeros((), device=batch.obs.device)
-        metrics = torch.stack([out.get(name, zero).detach() for name in METRICS])
-        agent.metric_sum += metrics
-        agent.diffusion_sum += out["losses/diffusion"]
-        bad = torch.cat([~metrics.isfinite(), metrics[METRICS.index("q/max_abs")].unsqueeze(0) > agent.q_limit])
-        agent.first_bad.copy_(torch.where((agent.first_bad < 0) & bad, step, agent.first_bad))
-    return metrics
+            targets = list(agent.target_q.parameters())
+            torch._foreach_lerp_(targets, list(agent.q.parameters()), args.tau)
+        zero = torch.zeros_like(agent.metric_sum[0])
+        metrics = [out.get(name, zero).detach() for name in METRICS]
+        agent.metric_sum += torch.stack(metrics)
 
 
-# === Speed: the same update, in fewer and larger pieces ===============================================================
-def resolve(args: Args, device: str) -> Args:
-    """Settle what `auto` is on this machine, once (a resumed run goes on as it began), and compile if so settled."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else "_bf16" in cpuinfo
-    compiler = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_path("include"), "Python.h").exists()
-    fail("--compile on needs a C++ compiler (g++) and Python's headers", when=args.compile == "on" and not compiler)
-    if {"bf16": not fast, "tf32": device == "cpu"}.get(args.precision):  # asked for, and not in the hardware
-        print(f"note: on this {device} bf16 may be 80 times slower than fp32, and tf32 is the same as fp32")
-    if args.precision == "auto":  # tf32 took an H100 as long as bf16, and errs far less: README.md, On a GPU
-        args = replace(args, precision="tf32" if device == "cuda" else "bf16" if fast else "fp32")
-    if args.compile == "auto":
-        args = replace(args, compile="on" if compiler and (device == "cuda" or args.gradient_steps >= 5000) else "off")
-        if args.compile == "off":
-            print("note: eager updates,", "as compiling takes half a minute" if compiler else "without a C++ compiler")
-    if args.compile == "on":  # fuse what lies between products: bias, activation, casts, losses, and their gradients
-        for name in ("td_target", "critic_loss", "actor_losses", "act"):  # `update` goes on calling them by name
-            globals()[name] = torch.compile(globals()[name], dynamic=False)
-    return args
+@torch.no_grad()
+def act(agent, obs: Tensor, noise: Tensor, u: Tensor, args) -> Tensor:
+    """Best of K (not in the paper): keep one of K candidates, with probability softmax(LCB).
+
+    As released, candidates come from the online actor, while TD targets use the EMA actor.
+    obs `[R, S]`, noise `[T, R, K, A]`, u `[R]` uniform in [0, 1) -> actions `[R, A]`.
+    """
+    R, K = noise.shape[1:3]
+    obs = (obs - agent.obs_mean) / agent.obs_std
+    obs = obs.unsqueeze(1).expand(R, K, -1)
+    candidates = sample_actions(agent.actor, agent.sde, obs, args.action_clip, noise=noise)
+    if K == 1:
+        return candidates[:, 0]
+    q = agent.target_q(obs.flatten(0, 1), candidates.flatten(0, 1))  # [M, R * K]
+    value = pessimistic_value(q, args).unflatten(0, (R, K))
+    choice = value.argmax(1)
+    if args.action_selection == "softmax":  # invert the cumulative probabilities at u
+        cumulative = value.softmax(1).cumsum(1)
+        choice = (cumulative < u.unsqueeze(1)).sum(1)
+        choice = choice.clamp(max=K - 1)
+    return candidates[torch.arange(R, device=obs.device), choice]
 
 
-def make_step(agent: Agent, data: Transitions, args: Args, g: torch.Generator, first: int, warmup: bool):
+# === Speed: the same update, in fewer and larger pieces ===
+def compile_functions():
+    """Fuse what lies between the matmuls: bias, activation, losses, and their gradients."""
+    global td_target, critic_loss, actor_losses, act
+    td_target = torch.compile(td_target, dynamic=False)
+    critic_loss = torch.compile(critic_loss, dynamic=False)
+    actor_losses = torch.compile(actor_losses, dynamic=False)
+    act = torch.compile(act, dynamic=False)
+
+
+def make_step(agent, data, args, g, first: int):
     """Update number `first` and those after it, draws included, as a function of nothing."""
-    number, calls = torch.tensor(first, device=g.device), count()
+    number = torch.tensor(first, device=g.device)
 
-    def step() -> None:
-        update(agent, *draw_batch(data, args, g), args, number, warmup)
+    def step():
+        update(agent, *draw_batch(data, args, g), args, number)
         number.add_(1)
 
-    if g.device.type == "cpu" or args.compile == "off":
-        return step
-    # On a GPU the fourth update is recorded as a CUDA graph, and from then on an update is a single launch. So what
-    # changes from one to the next (its number, learning rates, sums) has to be a tensor, and nothing may be read back.
+    if g.device.type == "cuda" and args.compile:
+        return capture(step, g)
+    return step
+
+
+def capture(step, g):
+    """Record the fourth call as a CUDA graph: from then on an update is a single launch.
+
+    So what changes between calls has to be a tensor, and nothing may be read back.
+    """
     torch.cuda.synchronize()
     torch.cuda.set_stream(torch.cuda.Stream())  # a graph must not meet work of the default stream
-    (graph := torch.cuda.CUDAGraph()).register_generator_state(g)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(g)
+    calls = 0
 
-    def replay() -> None:
-        if (call := next(calls)) == 3:
+    def replay():
+        nonlocal calls
+        calls += 1
+        if calls < 4:
+            return step()
+        if calls == 4:
             with torch.cuda.graph(graph):
                 step()
-        return step() if call < 3 else graph.replay()
+        graph.replay()
 
     return replay
 
 
-# === Plumbing: acting and evaluation, data, checkpoints, command line, main ===========================================
-@torch.no_grad()
-def act(agent: Agent, obs: Tensor, noise: Tensor, u: Tensor, args: Args) -> Tensor:
-    """Best of K (not in the paper): of K candidates a state keep one, with probability softmax(LCB of the targets)."""
-    R, K = noise.shape[1:3]  # obs [R, S], noise [T, R, K, A], u [R] uniform in [0, 1) -> [R, A]
-    obs = ((obs - agent.obs_mean) / agent.obs_std).unsqueeze(1).expand(R, K, -1)
-    candidates = sample_actions(agent.score, agent.sde, obs, args.sampler, args.action_clip, noise=noise)  # [R, K, A]
-    if K == 1:
-        return candidates[:, 0]
-    q = agent.target_q(obs.flatten(0, 1), candidates.flatten(0, 1)).unflatten(1, (R, K))  # [M, R, K]
-    value = q.amin(0) if args.pessimism == "min" else lower_confidence_bound(q, args.lcb_coef)
-    choice = value.argmax(1)
-    if args.action_selection == "softmax":  # invert the cumulative probabilities at u
-        choice = (value.softmax(1).cumsum(1) < u.unsqueeze(1)).sum(1).clamp(max=K - 1)
-    return candidates[torch.arange(R, device=obs.device), choice]
+# === Evaluation ===
+# env_kwargs are those of gym.make; reference: D4RL's returns of a random and of an expert policy,
+# used if the data have none in their metadata; dataset: Minari id(s) or folder; row:
+# hyperparameters; presets: what a preset changes in this task alone.
+Task = namedtuple("Task", "env env_kwargs reference dataset row presets")
 
 
-def vector_env(args: Args, film: Path | None = None) -> gym.vector.VectorEnv:
-    """Simulators stepped together, observations flat; with `film` three, whose first episodes become mp4s there."""
-    task, cores, probe = TASKS[args.env_id], torch.get_num_threads(), make_env(TASKS[args.env_id])
-    box = gym.spaces.Box(-np.inf, np.inf, flatten_obs(probe.reset(seed=0)[0]).shape, np.float32)
-    seconds = timeit.timeit(lambda: probe.step(probe.action_space.sample()), number=20) / 20
-    # Processes save all but 1 / cores of a simulator's step, and talking to them costs some 0.15 ms: kitchen gains.
-    apart = seconds * (1 - 1 / cores) > 0.15e-3 and not film
+def vector_env(args, film_dir=None):
+    """Environments stepped together, observations flat; three that are filmed, with `film_dir`."""
+    task = TASKS[args.env_id]
+    probe = make_env(task)
+    shape = flatten_obs(probe.reset(seed=0)[0]).shape
+    probe.close()
+    space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
 
-    def make(i: int) -> gym.Env:
-        env = make_env(task, "rgb_array" if film else None)
-        if film:
-            env = gym.wrappers.RecordVideo(env, str(film), lambda e: e == 0, name_prefix=f"{i}", disable_logger=True)
-        return gym.wrappers.TransformObservation(env, flatten_obs, box)
+    def make(i: int):
+        if multiprocessing.parent_process():
+            os.setpgrp()  # a signal to the run's process group is not for its simulators
+        env = make_env(task, "rgb_array" if film_dir else None)
+        if film_dir:
+            env = gym.wrappers.RecordVideo(
+                env,
+                str(film_dir),
+                episode_trigger=lambda episode: episode == 0,
+                name_prefix=str(i),
+                disable_logger=True,
+            )
+        return gym.wrappers.TransformObservation(env, flatten_obs, space)
 
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, not for the simulators'
-    fns = [partial(make, i) for i in range(3 if film else min(args.eval_envs or 10 * cores, args.eval_episodes))]
-    envs = gym.vector.AsyncVectorEnv(fns) if apart else gym.vector.SyncVectorEnv(fns)
-    signal.signal(signal.SIGINT, handler)
-    return envs
+    count = 3 if film_dir else min(args.eval_envs, args.eval_episodes)
+    makers = [partial(make, i) for i in range(count)]
+    if args.eval_workers and not film_dir:
+        return gym.vector.AsyncVectorEnv(makers)
+    return gym.vector.SyncVectorEnv(makers)
 
 
-def evaluate(agent: Agent, envs: gym.vector.VectorEnv, args: Args, reference, episodes: int, stop=(), run_dir=None):
-    """Results of `episodes` episodes, a dict each, `envs.num_envs` at a time; none if `stop` fills up meanwhile."""
-    # Each has its own seed, noise and row of an actor batch of fixed size (others round otherwise), however many run.
-    shape = (args.num_diffusion_steps, args.num_candidates, envs.single_action_space.shape[0])
-    results, paths, task, device = [], [], TASKS[args.env_id], agent.obs_mean.device
-    n, size = envs.num_envs, 100 if device.type == "cuda" else 10
-    steps = task.env_kwargs.get("max_episode_steps") or gym.spec(task.env).max_episode_steps
-    for first in range(0, episodes, n):
-        own = slice(first % size, first % size + n)  # rows of these episodes in one or more batches
-        seeds = [(args.seed + 100) * 10_000 + first - own.start + i for i in range(-(-own.stop // size) * size)]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rewards, running, clock = [[] for _ in seeds], np.zeros(len(seeds), bool), []
-        running[own][: episodes - first] = True
-        obs, padded = envs.reset(seed=seeds[own])[0], torch.zeros(len(seeds), len(agent.obs_mean))
-        action, visited = np.zeros((len(seeds), shape[-1]), np.float32), [[o] for o in obs]
-        while running.any() and not stop:
-            clock.append(time.time())
-            if (first, len(clock)) == (0, 5):  # three steps, without the first one's compiling, tell the pace
-                most = (clock[4] - clock[1]) / 3 * steps * math.ceil(episodes / n)
-                tqdm.write(f"evaluation: {episodes} episodes, {n} at a time, {steps} steps or less: up to {most:.0f} s")
-            padded[own] = torch.from_numpy(obs)
-            noise = torch.stack([torch.randn(shape, generator=g) for g in generators], 1)  # [T, rows, K, A]
-            u = torch.stack([torch.rand((), generator=g) for g in generators])
-            for rows in (slice(i, i + size) for i in range(0, len(seeds), size) if running[i : i + size].any()):
-                inputs = (x.to(device) for x in (padded[rows], noise[:, rows], u[rows]))
-                action[rows] = act(agent, *inputs, args).numpy(force=True)
-            obs, reward, terminated, truncated, _ = envs.step(action[own])
+signals: list[int] = []  # that have asked this process to stop
+
+
+def evaluate(agent, envs, args, reference, episodes: int):
+    """Results of `episodes` episodes, some at a time; none if a signal comes meanwhile."""
+    device = agent.obs_mean.device
+    g = torch.Generator(device).manual_seed(args.seed + 100)
+    n = envs.num_envs
+    act_dim = envs.single_action_space.shape[0]
+    noise_shape = (args.num_diffusion_steps, n, args.num_candidates, act_dim)
+    results = []
+    while len(results) < episodes:
+        seed = 10_000 * (args.seed + 100) + len(results)
+        obs, _ = envs.reset(seed=seed)  # and seed + 1, ... of the other environments
+        rewards = [[] for _ in range(n)]
+        running = np.ones(n, bool)
+        while running.any():
+            if signals:
+                return []
+            noise = torch.randn(noise_shape, device=device, generator=g)
+            u = torch.rand(n, device=device, generator=g)
+            obs = torch.from_numpy(obs).to(device)
+            action = act(agent, obs, noise, u, args)
+            obs, reward, terminated, truncated, _ = envs.step(action.numpy(force=True))
             for i in np.flatnonzero(running):
-                rewards[i].append(float(reward[i - own.start]))
-                visited[i - own.start].append(obs[i - own.start])
-            running[own] &= ~(terminated | truncated)  # a finished one goes on by itself, unheeded
-        for episode, i in zip(range(first, episodes), range(own.start, own.stop)):
-            results.append({"episode": episode, "seed": seeds[i], **episode_result(rewards[i], reference)})
-            paths.append(np.array(visited[i - own.start]))  # [steps + 1, S]
-    if draw_paths and run_dir and not stop:
-        draw_paths(run_dir, results, paths, agent.states.numpy(force=True))
-    return [] if stop else results
+                rewards[i].append(float(reward[i]))
+            running &= ~(terminated | truncated)  # one that is done goes on by itself, unheeded
+        results += [episode_result(np.array(r), reference) for r in rewards]
+    return results[:episodes]
 
 
-def means(results: list[dict]) -> dict[str, float]:
-    """Each figure's mean over the episodes that have it (some never reach a goal), and the score's standard error."""
-    table = {k: np.array([r[k] for r in results], np.float64) for k in results[0] if k not in ("episode", "seed")}
-    out = {k: float(v[np.isfinite(v)].mean()) if np.isfinite(v).any() else math.nan for k, v in table.items()}
-    return {**out, "standard_error": float(table["score"].std(ddof=min(1, len(results) - 1))) / len(results) ** 0.5}
+def means(results) -> dict[str, float]:
+    """Mean of each figure over the episodes that have it, and the score's standard error."""
+    out = {}
+    for name in results[0]:
+        values = np.array([result[name] for result in results], float)
+        values = values[np.isfinite(values)]  # an episode may never reach the goal
+        out[name] = float(values.mean()) if len(values) else math.nan
+    scores = [result["score"] for result in results]
+    spread = np.std(scores, ddof=min(1, len(scores) - 1))
+    out["standard_error"] = float(spread) / math.sqrt(len(scores))
+    return out
 
 
-def fail(sentence: str, error: Exception | None = None, when: bool = True):
+def film(agent, args, reference, run_dir):
+    """Three episodes as mp4 files."""
+    envs = vector_env(args, run_dir / "videos")
+    evaluate(agent, envs, args, reference, 3)
+    envs.close()  # which writes what is not written yet
+
+
+# === Data ===
+def fail(sentence: str, error=None):
     """Bad input: one sentence, exit code 2."""
-    if when:
-        why = f" ({type(error).__name__}: {error})".splitlines()[0][:200] if error else ""
-        print(f"error: {sentence}{why}", file=sys.stderr)
-        sys.exit(2)
+    if error:
+        sentence += f" ({type(error).__name__}: {error})".splitlines()[0][:200]
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
-def load_dataset(args: Args, device: str) -> tuple[Transitions, dict]:
-    """All transitions of the named sets as flat float32 tensors, and what is worth knowing of them; fits the task."""
-    task, parts, results, reference = TASKS[args.env_id], [], [], None
-    ids = args.dataset_id or task.dataset or fail(f"Minari has no {args.env_id}: name a dataset with --dataset-id")
-    for dataset_id in ids.split(","):
-        path = Path(dataset_id) if (Path(dataset_id) / "data").is_dir() else get_dataset_path(dataset_id)
-        try:
-            what = "is not on this machine and cannot be downloaded; --dataset-id FOLDER names a local one"
-            if not (path / "data").is_dir():
-                minari.download_dataset(dataset_id)
-            what = "is damaged or incomplete"
-            metadata, before = json.loads((path / "data" / "metadata.json").read_text()), len(parts)
-            # A stranger's file that states no spaces would have Minari make its environment, and so run its code.
-            if metadata["data_format"] != "hdf5" or not {"observation_space", "action_space"} <= metadata.keys():
-                raise ValueError("not an HDF5 dataset that states its spaces")
-            if reference is None and metadata.get("ref_max_score") is not None:
-                reference = (float(metadata["ref_min_score"]), float(metadata["ref_max_score"]))
-            for e in minari.MinariDataset(str(path / "data")):
-                obs, action, reward = flatten_obs(e.observations), np.asarray(e.actions), np.asarray(e.rewards)
-                if (obs.ndim, action.ndim) != (2, 2) or len(obs) != len(action) + 1 or len(action) != len(reward):
-                    raise ValueError(f"episode {e.id} does not hold N actions and N + 1 observations")
-                # N transitions: none crosses the episode's end, and a time limit (truncation) does not end the future.
-                end = e.terminations | (reward > 0) if SUCCESS_ENDS else e.terminations
-                parts.append((obs[:-1], action, reward, obs[1:], end))
-                results.append(episode_result(reward, reference or task.reference))
-            if not 0 < sum(len(part[1]) for part in parts[before:]) == metadata["total_steps"]:
+def check(condition: bool, sentence: str):
+    """What has to hold of the input, and the sentence if it does not."""
+    if not condition:
+        fail(sentence)
+
+
+def say(text: str):
+    """Print a line at once. A reader that has gone, `head` for one, does not end the run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def find_dataset(name: str):
+    """Folder of a Minari dataset, given as a folder or an id; downloaded if need be."""
+    path = Path(name).expanduser()
+    maker = "results/datasets/import_d4rl.py makes a dataset of D4RL's HDF5"
+    check(not path.is_file(), f"{name} is a file, not a Minari dataset; {maker}")
+    try:
+        if not (path / "data").is_dir():
+            path = get_dataset_path(name)
+        if not (path / "data").is_dir():
+            minari.download_dataset(name)
+    except Exception as error:  # network and hub fail in many ways
+        fail(f"dataset {name} is not on this machine and cannot be downloaded", error)
+    return path / "data"
+
+
+def read_dataset(name: str, task) -> tuple[dict, list[Transitions]]:
+    """Metadata and episodes."""
+    path = find_dataset(name)
+    try:
+        metadata = json.loads((path / "metadata.json").read_text())
+        # If a stranger's file states no spaces, Minari would make its environment and run its code.
+        stated = {"observation_space", "action_space"} <= metadata.keys()
+        if metadata["data_format"] != "hdf5" or not stated:
+            raise ValueError("not an HDF5 dataset that states its spaces")
+        problem = misfit(metadata, task)
+        episodes = []
+        if problem is None:
+            episodes = [read_episode(episode) for episode in minari.MinariDataset(str(path))]
+            total = sum(len(episode.reward) for episode in episodes)
+            if not 0 < total == metadata["total_steps"]:
                 raise ValueError("it is empty, or not as long as its metadata say")
-            specs = (json.loads(metadata.get(name) or "{}") for name in ("env_spec", "eval_env_spec"))
-            fitted = fit_task(metadata, *specs, task)
-        except Exception as error:  # network, hub, h5py, JSON and Minari fail in many ways
-            fail(f"dataset {dataset_id} {what}", error)
-        alike = fitted == task and all(a.shape[1:] == b.shape[1:] for a, b in zip(parts[0], parts[-1]))
-        fail(f"{dataset_id} is of another simulator than the sets before it", when=before > 0 and not alike)
-        TASKS[args.env_id] = task = fitted
-    obs, action, reward, next_obs, end = flat = [np.concatenate(x).astype(np.float32) for x in zip(*parts)]
-    fail(f"dataset {ids} has NaN or infinite numbers in it", when=not all(np.isfinite(x).all() for x in flat))
-    info = {"id": ids, "hash": hashlib.sha256(b"".join(x.tobytes() for x in flat)).hexdigest()[:16]}
-    info |= {"transitions": len(reward), "episodes": len(results)} | {f"mean_{k}": v for k, v in means(results).items()}
-    info |= {"reference": reference or task.reference, "reference_from": "metadata" if reference else "D4RL's table"}
-    info["action_components_clipped"] = float((np.abs(action) > 1).mean())
-    mean, std = (0.5, 0.25) if args.reward == "antmaze" else (reward.mean(dtype=np.float64), reward.std(ddof=1))
-    reward = reward if args.reward == "raw" else ((reward - mean) / std).astype(np.float32)
-    flat = (obs, action.clip(-1, 1), reward, next_obs, end)
+    except Exception as error:  # h5py, JSON and Minari fail in many ways
+        fail(f"dataset {name} cannot be read", error)
+    check(problem is None, f"dataset {name} is for another task: {problem}")
+    return metadata, episodes
+
+
+def read_episode(episode):
+    """N transitions of N + 1 observations: none crosses the end of the episode."""
+    obs = flatten_obs(episode.observations)
+    action = np.asarray(episode.actions, np.float32)
+    n = len(action)
+    if len(obs) != n + 1 or obs.ndim != 2 or action.ndim != 2:
+        raise ValueError(f"episode {episode.id}: {obs.shape} observations, {action.shape} actions")
+    reward = np.asarray(episode.rewards, np.float32).reshape(n)  # some have a column, [N, 1]
+    end = np.asarray(episode.terminations, np.float32).reshape(n)  # a time limit is no end
+    if SUCCESS_ENDS:
+        end = np.maximum(end, reward > 0).astype(np.float32)
+    return Transitions(obs[:-1], action, reward, obs[1:], end)
+
+
+def load_dataset(args, device: str) -> tuple[Transitions, dict]:
+    """All transitions of the named sets as float32 tensors, and what is worth knowing of them."""
+    task = TASKS[args.env_id]
+    ids = args.dataset_id or task.dataset
+    check(ids is not None, f"Minari has no {args.env_id}: name a dataset with --dataset-id")
+    episodes = []
+    reference = None
+    for name in ids.split(","):
+        metadata, more = read_dataset(name.strip(), task)
+        episodes += more
+        if reference is None and metadata.get("ref_max_score") is not None:
+            reference = [float(metadata["ref_min_score"]), float(metadata["ref_max_score"])]
+    widths = {(e.obs.shape[1], e.action.shape[1]) for e in episodes}
+    check(len(widths) == 1, f"the sets {ids} differ in their observations or actions: {widths}")
+    flat = Transitions(*map(np.concatenate, zip(*episodes)))
+    finite = all(np.isfinite(x).all() for x in flat)
+    check(finite, f"dataset {ids} has NaN or infinite numbers in it")
+
+    content = b"".join(x.tobytes() for x in flat)
+    info = {
+        "id": ids,
+        "hash": hashlib.sha256(content).hexdigest()[:16],
+        "transitions": len(flat.reward),
+        "episodes": len(episodes),
+        "reference": reference or list(task.reference),
+        "reference_from": "metadata" if reference else "D4RL's table",
+        "clipped_actions": float((np.abs(flat.action) > 1).mean()),
+    }
+    results = [episode_result(e.reward, info["reference"]) for e in episodes]
+    info |= {f"mean_{name}": value for name, value in means(results).items()}
+    if info["clipped_actions"] > 0.05:
+        share = 100 * info["clipped_actions"]
+        say(f"warning: {share:.0f} % of the data's action components are clipped to [-1, 1]")
+
+    reward = flat.reward
+    if args.reward == "antmaze":
+        reward = (reward - 0.5) / 0.25
+    if args.reward == "standardize":
+        std = reward.std(ddof=1)
+        check(std > 0, f"all rewards of {ids} are equal: take --reward raw")
+        reward = (reward - reward.mean(dtype=np.float64)) / std
+    flat = flat._replace(action=flat.action.clip(-1, 1), reward=reward.astype(np.float32))
     return Transitions(*(torch.from_numpy(x).to(device) for x in flat)), info
 
 
-def write(path: Path, content: bytes) -> None:
-    """Replace a file in one step: whatever happens, the old or the new content is there, whole."""
-    temporary = path.with_name("unfinished.tmp")
+# === The run and its folder ===
+@dataclass
+class Run:
+    """A training run. What comes after `generator` is in its checkpoints."""
+
+    args: Args
+    dir: Path
+    info: dict  # of the dataset
+    agent: Agent
+    generator: torch.Generator
+    step: int = 0  # updates done
+    logged: int = 0  # update of the last row of metrics.csv
+    evaluated: int = 0  # update of the last evaluation
+    seconds: float = 0.0  # of training, evaluations included
+    diffusion_sum: float = 0.0  # of the diffusion loss, since the last evaluation
+    history: list[dict] = field(default_factory=list)  # means of each evaluation
+    csv_sizes: dict[str, int] = field(default_factory=dict)  # bytes that belong to the checkpoint
+
+
+PROGRESS = ("step", "logged", "evaluated", "seconds", "diffusion_sum", "history", "csv_sizes")
+CSV_FILES = ("metrics.csv", "evaluations.csv")
+
+
+def open_run_dir(args):
+    """Make or find the folder of the run, and hold it until this process ends."""
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    default = f"runs/{args.env_id}__{args.preset}__{args.seed}__{stamp}"
+    run_dir = Path(args.resume or args.run_dir or default).expanduser()
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path}; what was saved before is still there", error)
-
-
-def append_row(path: Path, row: dict) -> None:
-    """Add a line to a CSV file of numbers, below a header."""
-    with open(path, "a") as file:
-        header = "" if file.tell() else ",".join(row) + "\n"
-        file.write(header + ",".join(map(str, row.values())) + "\n")
-
-
-def load_checkpoint(run_dir: Path, agent: Agent) -> dict:
-    """Put the newest whole checkpoint into the agent; `weights_only` keeps torch from running code a file may carry."""
-    for path in sorted(run_dir.glob("checkpoint_*.pt"), reverse=True):
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-32]).digest() == content[-32:]:  # torch itself loads many a changed byte in silence
-            try:
-                state = torch.load(io.BytesIO(content[:-32]), map_location="cpu", weights_only=True)
-                agent.load_state_dict(state["agent"])
-                for name, optimiser in agent.optimisers.items():  # its moments; rates and the like are ours
-                    optimiser.load_state_dict(optimiser.state_dict() | {"state": state["optimisers"][name]})
-                torch.set_num_threads(state["threads"])  # how a product rounds depends on it
-                return state
-            except Exception as error:
-                fail(f"{path} is no checkpoint of this run", error)
-        print(f"warning: {path} is damaged, taking the one before", file=sys.stderr)
-    fail(f"there is no whole checkpoint in {run_dir}")
-
-
-def parse_args(flags: list[str]) -> tuple[Args, list[str]]:
-    """Dataclass default < task row < preset < flag; with --resume or --evaluate the saved run's flags go first."""
-    asked, saved = tyro.cli(Args, args=[f for f in flags if f not in ("-h", "--help")]), {}
-    if run_dir := asked.evaluate or asked.resume:
-        try:
-            run = json.loads(Path(run_dir, "run.json").read_text())
-            flags, saved = [*map(str, run["flags"]), *flags], dict(run["args"])
-            env, kwargs = run["simulator"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"there is no run in {run_dir}", error)
-        fail(f"{run_dir} holds a run of {run.get('script')}", when=run.get("script") != Path(__file__).name)
-    asked = tyro.cli(Args, args=[f for f in flags if f not in ("-h", "--help")])  # help waits for the task's row
-    env_id = asked.env_id[:-3] if asked.env_id[-3:-1] == "-v" else asked.env_id  # with or without D4RL's version
-    if env_id not in TASKS:
-        near = difflib.get_close_matches(env_id, TASKS, 3, 0.3) or TASKS
-        fail(f"there is no task {env_id} in {Path(__file__).name}; the nearest are {', '.join(near)}")
-    task = TASKS[env_id]
-    row = task.row | PRESETS[asked.preset] | PRESET_ROWS.get((asked.preset, task.like), {})
-    args = replace(tyro.cli(Args, default=Args(**row), args=flags), env_id=env_id)
-    args = replace(args, action_clip=args.action_clip or args.entropy_estimator == "chain")
-    free = "evaluate resume run_dir device track capture_video".split()
-    free += "seed eval_episodes eval_envs num_candidates action_selection".split() if asked.evaluate else []
-    for name in saved.keys() - set(free):
-        new, longer = getattr(args, name, None), name == "gradient_steps" and not asked.evaluate
-        if name in ("compile", "precision") and new == "auto":
-            args = replace(args, **{name: saved[name]})  # as it was settled then
-        elif new != saved[name] and not (longer and new > saved[name]):
-            fail(f"the run in {run_dir} has {name} = {saved[name]}, which cannot become {new} now")
-    if saved:  # its simulator was fitted to its data; a file may not choose one that is no variant of our own
-        known = env in (task.env, task.env[:-1] + "4") and isinstance(kwargs, dict) and {*kwargs} == {*task.env_kwargs}
-        fail(f"{run_dir} is of another simulator", when=not known)
-        TASKS[env_id] = task._replace(env=env, env_kwargs=kwargs)
-    for name, value in asdict(args).items():
-        zero = name in ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")  # these may be zero
-        high = 1 if name in ("gamma", "tau", "ema_decay") else 1000 if name == "num_diffusion_steps" else 10**9
-        number = type(value) in (int, float) and name != "target_entropy"
-        if number and not (0 < value <= high or (value == 0 and zero)):
-            fail(f"--{name.replace('_', '-')} cannot be {value}: {'at least' if zero else 'above'} 0, at most {high:g}")
-    auto, fewest = args.ent_coef == "auto", {"released": 3, "bridge": 2}.get(args.entropy_estimator, 1)
-    sigma_1 = MeanRevertingSDE(args.num_diffusion_steps, args.schedule).sigma[0]
-    fail(f"{args.entropy_estimator} entropy needs {fewest} or more steps", when=args.num_diffusion_steps < fewest)
-    fail("--device cuda, but torch sees no GPU", when=args.device == "cuda" and not torch.cuda.is_available())
-    fail("an LCB is a matter of at least --num-critics 2", when=args.num_critics < 2 and args.pessimism == "lcb")
-    fail("--ent-coef auto needs --entropy-estimator chain", when=auto and args.entropy_estimator != "chain")
-    fail("--target-entropy is at most log 2, of a uniform action", when=(args.target_entropy or 0) > math.log(2))
-    fail("--target-entropy is for --ent-coef auto", when=args.target_entropy is not None and not auto)
-    fail(f"--chain-std can be at most sigma_1, here {sigma_1:.4f}", when=(args.chain_std or 0) > sigma_1)
-    return args, flags
-
-
-def check_finite(agent: Agent, step: int, run_dir: Path) -> int:
-    """Stop at a NaN or infinity, before it gets into a checkpoint. Returns the first update with |Q| > q_limit."""
-    *firsts, large_q = agent.first_bad.tolist()
-    bad = [(first, name) for name, first in zip(METRICS, firsts) if first >= 0]
-    bad += [(step - 1, "a network weight") for weight in agent.parameters() if not bool(weight.isfinite().all())]
-    if bad:
-        last = max(run_dir.glob("checkpoint_*.pt"), default="none")
-        sys.exit(f"error: {min(bad)[1]} is not finite from update {min(bad)[0]} on; last good checkpoint: {last}")
-    return large_q
-
-
-def main(args: Args, flags: list[str]) -> None:
-    """A whole run: data and agent, then updates, with an evaluation and a checkpoint every `eval_every` of them."""
-    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.evaluate or args.resume or args.run_dir or f"runs/{run_name}")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    args = resolve(args, device)
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
-    torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
-    if not args.evaluate:  # before the simulators, as a maze may come with its data
-        fail(f"{run_dir} holds a run; --resume continues it", when=not args.resume and (run_dir / "run.json").exists())
-        data, info = load_dataset(args, device)
-    envs, task = vector_env(args), TASKS[args.env_id]
-    (obs_dim,), (act_dim,) = envs.single_observation_space.shape, envs.single_action_space.shape
-    torch.manual_seed(args.seed)  # for the network weights; all later noise comes from generators of our own
-    agent, generator = Agent(obs_dim, act_dim, args, device), torch.Generator(device).manual_seed(args.seed)
-    if args.evaluate:
-        state = load_checkpoint(run_dir, agent)
-        figures = means(evaluate(agent, envs, args, state["reference"], args.eval_episodes, run_dir=run_dir))
-        print(f"update {state['at']['step']}:", *(f"{k} {v:.6g}" for k, v in figures.items()), f"(score: {SCORE})")
-        if args.capture_video:
-            evaluate(agent, vector_env(args, run_dir / "videos"), args, state["reference"], 3)
-        return
-    got, ours = (data.obs.shape[1], data.action.shape[1]), (obs_dim, act_dim)
-    fail(f"{info['id']} has {got} observations and actions, {args.env_id} has {ours}", when=got != ours)
-    agent.states.copy_(data.obs[torch.linspace(0, len(data.obs) - 1, len(agent.states), dtype=float).long()])
-    agent.q_limit.fill_(float(data.reward.abs().max()) / max(1 - args.gamma, 1e-9))  # no return can be larger
-    if args.normalize_obs:
-        agent.obs_mean.copy_(data.obs.mean(0))
-        agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
-    # Automatic alpha without a target first clones the data (no Q, no entropy term), then reads its target off that.
-    warmup = args.gradient_steps // 20 if args.ent_coef == "auto" and args.target_entropy is None else 0
-    at = {"step": 0, "logged": 0, "evaluated": 0, "seconds": 0.0, "warmup": warmup, "history": [], "files": {}}
-    if args.resume:
-        state = load_checkpoint(run_dir, agent)
-        at = state["at"]
-        fail(f"the run in {run_dir} was made on other data", when=state["dataset_hash"] != info["hash"])
-        generator.manual_seed(args.seed + 10**6 * at["step"])
-        if state["device"] == device:  # a CPU generator's state means nothing to a GPU's
-            generator.set_state(state["generator"])
-    earlier, start = at["seconds"], time.time()
-    data = data._replace(**{k: (getattr(data, k) - agent.obs_mean) / agent.obs_std for k in ("obs", "next_obs")})
-    try:
-        if args.track:
-            import wandb
-
-            wandb_names = dict(project=args.wandb_project_name, entity=args.wandb_entity, id=run_dir.name)
-            wandb.init(**wandb_names, resume="allow", config=asdict(args))
         run_dir.mkdir(parents=True, exist_ok=True)
-        held = open(run_dir / "lock", "w")  # until the process ends, however it ends
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        names = {path.name for path in run_dir.iterdir()} - {"run.json.tmp"}
+        handle = os.open(run_dir, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"another run is writing to {run_dir}")
     except OSError as error:
         fail(f"cannot write to the run folder {run_dir}", error)
+    if not args.resume:
+        check("run.json" not in names, f"{run_dir} holds a run; --resume continues it")
+        check(not names, f"{run_dir} is not empty, and a new run needs a folder of its own")
+    return run_dir
+
+
+def write_file(path, save, keep=None):
+    """Replace a file in one step: there is the old content or the new, whole. `keep`: the old."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path}; what was saved before is still there", error)
+
+
+def write_json(path, content):
+    text = json.dumps(content, indent=1)
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def append_row(path, row):
+    """Add a line to a CSV file, below a header, and have it on the disk."""
+    try:
+        with open(path, "a") as file:
+            writer = csv.DictWriter(file, row, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        fail(f"cannot write {path}; the last checkpoint is whole", error)
+
+
+def cut_csv_files(run):
+    """Drop the rows that came after the checkpoint: they will be written again."""
+    for name in CSV_FILES:
+        path = run.dir / name
+        size = path.stat().st_size if path.exists() else 0
+        known = run.csv_sizes.get(name, 0)
+        if size > known:
+            os.truncate(path, known)
+        if size < known:
+            say(f"warning: {path} has lost rows, {known - size} bytes of {known}")
+
+
+def check_finite(run):
+    """Stop at NaN or infinity, before it gets into a checkpoint."""
+    values = dict(zip(METRICS, run.agent.metric_sum))
+    values |= dict(run.agent.named_parameters())
+    bad = [name for name, value in values.items() if not value.isfinite().all()]
+    if bad:
+        where = f"between updates {run.logged} and {run.step}"
+        sys.exit(
+            f"error: {bad[0]} is not finite, {where}; the last checkpoint of {run.dir} is good"
+        )
+
+
+def save_checkpoint(run):
+    """All that it takes to go on, bit for bit; the one before stays as checkpoint_previous.pt."""
+    check_finite(run)
+    files = [run.dir / name for name in CSV_FILES]
+    run.csv_sizes = {path.name: path.stat().st_size for path in files if path.exists()}
+    optimisers = run.agent.optimisers
+    state = {
+        "agent": run.agent.state_dict(),
+        "optimisers": {name: adam.state_dict()["state"] for name, adam in optimisers.items()},
+        "generator": run.generator.get_state(),
+        "device": run.generator.device.type,
+        "threads": torch.get_num_threads(),  # how a matmul rounds depends on it
+        "progress": {name: getattr(run, name) for name in PROGRESS},
+    }
+    previous = run.dir / "checkpoint_previous.pt"
+    write_file(run.dir / "checkpoint.pt", partial(torch.save, state), keep=previous)
+
+
+def load_checkpoint(run_dir, agent) -> dict | None:
+    """Put the newest whole checkpoint into the agent; None if the run died before its first."""
+    paths = [run_dir / "checkpoint.pt", run_dir / "checkpoint_previous.pt"]
+    paths = [path for path in paths if path.exists()]
+    for path in paths:
+        try:  # torch itself loads many a changed byte in silence; the zip format has CRCs
+            whole = zipfile.ZipFile(path).testzip() is None
+        except (zipfile.BadZipFile, OSError):
+            whole = False
+        if not whole:
+            say(f"warning: {path} is damaged")
+            continue
+        try:  # weights_only keeps torch from running code that a file may carry
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            agent.load_state_dict(state["agent"])
+            for name, adam in agent.optimisers.items():  # its moments; rates and the like are ours
+                moments = state["optimisers"][name]
+                adam.load_state_dict(adam.state_dict() | {"state": moments})
+            torch.set_num_threads(state["threads"])
+            return state
+        except Exception as error:
+            fail(f"{path} is no checkpoint of this run", error)
+    check(not paths, f"{run_dir} has no whole checkpoint")
+    return None
+
+
+# --- end shared ---
+
+
+# === The tasks of this family ===
+def ql_clip(grad_clip: float):
+    """Diffusion-QL's own clip in a task (Wang et al. 2023).
+
+    It sums the errors of its two critics where we take the mean, so for its critics a clip g
+    amounts to g / 2 here: said, not reproduced.
+    """
+    return {"diffusion-ql": {"grad_clip": grad_clip}}
+
+
+# The authors have the same row for every locomotion task.
+ROW = {
+    "gradient_steps": 2_000_000,
+    "actor_lr": 3e-4,
+    "eta": 1.0,
+    "grad_clip": 4.0,
+    "max_q_backup": False,
+    "reward": "raw",
+    "diffusion_loss": "likelihood_released",
+    "action_clip": False,
+    "eval_episodes": 10,
+}
+# Environment, its keyword arguments, D4RL's returns of a random and of an expert policy.
+CHEETAH = ("HalfCheetah-v5", {}, (-280.178953, 12135.0))
+HOPPER = ("Hopper-v5", {}, (-20.272305, 3234.3))
+WALKER = ("Walker2d-v5", {}, (1.629008, 4592.3))
+# On imported D4RL data (results/datasets): its physics and rewards are those of v4.
+CHEETAH_V4 = ("HalfCheetah-v4", {}, (-280.178953, 12135.0))
+HOPPER_V4 = ("Hopper-v4", {}, (-20.272305, 3234.3))
+WALKER_V4 = ("Walker2d-v4", {}, (1.629008, 4592.3))
+# fmt: off
+TASKS = {
+    "halfcheetah-medium": Task(*CHEETAH, "mujoco/halfcheetah/medium-v0", ROW, ql_clip(9.0)),
+    "halfcheetah-medium-replay": Task(*CHEETAH, None, ROW, ql_clip(2.0)),  # Minari has none
+    "halfcheetah-medium-expert": Task(
+        *CHEETAH, "mujoco/halfcheetah/medium-v0,mujoco/halfcheetah/expert-v0", ROW, ql_clip(7.0)),
+    "halfcheetah-expert": Task(*CHEETAH, "mujoco/halfcheetah/expert-v0", ROW, ql_clip(7.0)),
+    "halfcheetah-simple": Task(*CHEETAH, "mujoco/halfcheetah/simple-v0", ROW, ql_clip(9.0)),
+    "hopper-medium": Task(*HOPPER, "mujoco/hopper/medium-v0", ROW, ql_clip(9.0)),
+    "hopper-medium-replay": Task(*HOPPER, None, ROW, ql_clip(4.0)),
+    "hopper-medium-expert": Task(
+        *HOPPER, "mujoco/hopper/medium-v0,mujoco/hopper/expert-v0", ROW, ql_clip(5.0)),
+    "hopper-expert": Task(*HOPPER, "mujoco/hopper/expert-v0", ROW, ql_clip(5.0)),
+    "hopper-simple": Task(*HOPPER, "mujoco/hopper/simple-v0", ROW, ql_clip(9.0)),
+    "walker2d-medium": Task(*WALKER, "mujoco/walker2d/medium-v0", ROW, ql_clip(1.0)),
+    "walker2d-medium-replay": Task(*WALKER, None, ROW, ql_clip(4.0)),
+    "walker2d-medium-expert": Task(
+        *WALKER, "mujoco/walker2d/medium-v0,mujoco/walker2d/expert-v0", ROW, ql_clip(5.0)),
+    "walker2d-expert": Task(*WALKER, "mujoco/walker2d/expert-v0", ROW, ql_clip(5.0)),
+    "walker2d-simple": Task(*WALKER, "mujoco/walker2d/simple-v0", ROW, ql_clip(1.0)),
+    "halfcheetah-medium-d4rl": Task(*CHEETAH_V4, "d4rl/halfcheetah/medium-v2", ROW, ql_clip(9.0)),
+    "halfcheetah-medium-replay-d4rl": Task(
+        *CHEETAH_V4, "d4rl/halfcheetah/medium-replay-v2", ROW, ql_clip(2.0)),
+    "halfcheetah-medium-expert-d4rl": Task(
+        *CHEETAH_V4, "d4rl/halfcheetah/medium-expert-v2", ROW, ql_clip(7.0)),
+    "hopper-medium-d4rl": Task(*HOPPER_V4, "d4rl/hopper/medium-v2", ROW, ql_clip(9.0)),
+    "hopper-medium-replay-d4rl": Task(
+        *HOPPER_V4, "d4rl/hopper/medium-replay-v2", ROW, ql_clip(4.0)),
+    "hopper-medium-expert-d4rl": Task(
+        *HOPPER_V4, "d4rl/hopper/medium-expert-v2", ROW, ql_clip(5.0)),
+    "walker2d-medium-d4rl": Task(*WALKER_V4, "d4rl/walker2d/medium-v2", ROW, ql_clip(1.0)),
+    "walker2d-medium-replay-d4rl": Task(
+        *WALKER_V4, "d4rl/walker2d/medium-replay-v2", ROW, ql_clip(4.0)),
+    "walker2d-medium-expert-d4rl": Task(
+        *WALKER_V4, "d4rl/walker2d/medium-expert-v2", ROW, ql_clip(5.0)),
+}
+# fmt: on
+SCORE = "D4RL-normalised score"
+SUCCESS_ENDS = False  # whether a reward above 0 ends the task
+
+
+def make_env(task, render_mode: str | None = None):
+    """From our own table: an environment spec out of a file could run any code."""
+    return gym.make(task.env, render_mode=render_mode, disable_env_checker=True)
+
+
+def flatten_obs(obs: np.ndarray) -> np.ndarray:
+    """What the networks see, `[..., S]`: here the observation as it is."""
+    return np.asarray(obs, np.float32)
+
+
+def episode_result(rewards: np.ndarray, reference):
+    """Figures of one episode; the score is 0 for a random and 100 for an expert policy."""
+    low, high = reference
+    total = float(np.sum(rewards))
+    return {"score": 100 * (total - low) / (high - low), "return": total, "length": len(rewards)}
+
+
+def misfit(metadata, task) -> str | None:
+    """What keeps a dataset from this task: robots with the same shapes are still different ones."""
+    source = json.loads(metadata.get("env_spec") or "{}").get("id")
+    if source == task.env:
+        return None
+    return f"its data were recorded in {source}, the policy would be scored in {task.env}"
+
+
+# --- shared: main ---
+# === Command line ===
+SCRIPTS = {
+    "edq_mujoco.py": ("halfcheetah", "hopper", "walker2d"),
+    "edq_antmaze.py": ("antmaze", "pointmaze"),
+    "edq_adroit.py": ("pen", "door", "hammer", "relocate", "kitchen"),
+}
+# What a preset changes in every task, beside what a task changes for it (TASKS).
+PRESETS = {
+    "edq": {},  # as the authors' code
+    "edq-entropy": {  # with an entropy term that sees the spread of the policy
+        "entropy_estimator": "chain",
+        "ent_coef": 0.1,
+        "action_clip": True,
+    },
+    "edq-paper": {},  # as the paper: hand and kitchen have T = 10 and automatic alpha
+    "diffusion-ql": {  # Wang et al. 2023
+        "num_critics": 2,
+        "target": "min",
+        "pessimism": "min",
+        "policy_action": "chain",
+        "schedule": "ddpm",
+        "diffusion_loss": "noise",
+        "action_clip": True,
+        "entropy_estimator": "none",
+    },
+    "diffusion-bc": {  # behaviour cloning
+        "eta": 0.0,
+        "entropy_estimator": "none",
+        "num_candidates": 1,
+    },
+}
+
+
+def parse_args(argv):
+    """Default < task < preset < flag. A run that goes on, or is scored, starts from its own."""
+    asked = tyro.cli(Args, args=[flag for flag in argv if flag not in ("-h", "--help")])
+    folder = asked.evaluate or asked.resume
+    if folder:
+        start = saved_args(Path(folder).expanduser())
+    else:
+        check_env_id(asked.env_id)
+        task = TASKS[asked.env_id]
+        changes = task.row | PRESETS[asked.preset] | task.presets.get(asked.preset, {})
+        start = Args(env_id=asked.env_id, **changes)
+    args = tyro.cli(Args, default=start, args=argv)
+    if folder:
+        check_changes(start, args)
+    check_args(args)
+    return args
+
+
+def check_env_id(env_id: str):
+    """The task is one of this script."""
+    for script, families in SCRIPTS.items():
+        elsewhere = script != Path(__file__).name and env_id.split("-")[0] in families
+        check(not elsewhere, f"{env_id} is a task of {script}")
+    check(env_id in TASKS, f"there is no task {env_id}, but {', '.join(TASKS)}")
+
+
+def saved_args(run_dir):
+    """The arguments in a run folder."""
+    try:
+        run = json.loads((run_dir / "run.json").read_text())
+        args = Args(**run["args"])
+        script = run["script"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"there is no run in {run_dir}", error)
+    check(script == Path(__file__).name, f"{run_dir} holds a run of {script}")
+    check_env_id(args.env_id)
+    return args
+
+
+def check_changes(saved, args):
+    """A run cannot become another one."""
+    free = {"resume", "evaluate", "device", "dataset_id", "capture_video"}
+    if args.evaluate:
+        free |= {"seed", "eval_episodes", "eval_envs", "eval_workers"}
+        free |= {"num_candidates", "action_selection"}
+    elif args.gradient_steps >= saved.gradient_steps:
+        free |= {"gradient_steps", "track"}
+    for name, value in asdict(saved).items():
+        same = getattr(args, name) == value
+        flag = f"--{name.replace('_', '-')}"
+        check(same or name in free, f"{flag} of this run is {value}, which cannot change now")
+
+
+def check_args(args):
+    """Bounds, and what does not go together."""
+    may_be_zero = ("seed", "eta", "ent_coef", "lcb_coef", "gamma", "tau", "ema_decay")
+    at_most_one = ("gamma", "tau", "ema_decay")
+    for name, value in asdict(args).items():
+        if type(value) not in (int, float) or name == "target_entropy":
+            continue
+        low_enough = value <= 1 if name in at_most_one else value < 1e9
+        high_enough = value >= 0 if name in may_be_zero else value > 0
+        check(low_enough and high_enough, f"--{name.replace('_', '-')} cannot be {value}")
+    chain = args.entropy_estimator == "chain"
+    auto = args.ent_coef == "auto"
+    released = args.entropy_estimator == "released"
+    cuda = torch.cuda.is_available()
+    check(args.device != "cuda" or cuda, "--device cuda, but torch sees no GPU")
+    check(args.num_diffusion_steps <= 1000, "--num-diffusion-steps is 1000 at most")
+    check(args.num_diffusion_steps > 2 or not released, "the released entropy needs T of 3 or more")
+    check(args.num_critics > 1 or args.pessimism == "min", "an LCB needs --num-critics 2 or more")
+    check(args.action_clip or not chain, "--entropy-estimator chain needs --action-clip")
+    check(chain or not auto, "--ent-coef auto needs --entropy-estimator chain")
+    check(
+        auto == (args.target_entropy is not None),
+        "--ent-coef auto and --target-entropy go together",
+    )
+
+
+# === Main ===
+def main(args):
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    setup_torch(args, device)
+    if args.capture_video:
+        check_rendering(args)
+    if args.evaluate:
+        score_again(args, device)
+        return
+    data, info = load_dataset(args, device)
+    envs = vector_env(args)
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    shapes = (data.obs.shape[1], data.action.shape[1])
+    check(shapes == (obs_dim, act_dim), f"{info['id']} has {shapes} observations and actions")
+    torch.manual_seed(args.seed)  # for the weights; all later noise has generators of its own
+    agent = Agent(obs_dim, act_dim, args, device)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    if args.normalize_obs:
+        agent.obs_mean.copy_(data.obs.mean(0))
+        agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
+        obs = (data.obs - agent.obs_mean) / agent.obs_std
+        next_obs = (data.next_obs - agent.obs_mean) / agent.obs_std
+        data = data._replace(obs=obs, next_obs=next_obs)
+
+    run = Run(args, open_run_dir(args), info, agent, generator)
+    start_run(run)
+    train(run, envs, data)
+    envs.close()
+    if signals:
+        say(f"stopped at update {run.step}; to go on: --resume {run.dir}")
+        sys.exit(128 + signals[0])
+    report(run)
+    if args.capture_video:
+        film(agent, args, info["reference"], run.dir)
+
+
+def setup_torch(args, device: str):
+    """Precision, compilation, and what a signal does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if args.precision == "auto":
+        args.precision = "tf32" if device == "cuda" else "fp32"
+    torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
+    if args.compile and shutil.which(os.environ.get("CXX", "g++")):
+        compile_functions()
+    elif args.compile:
+        say("note: without a C++ compiler (g++) updates are eager, and slower")
+
+
+def on_signal(number: int, frame):
+    """The first signal saves and stops the run, a second one kills it."""
+    signals.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+
+def check_rendering(args):
+    """Tell now, not after the training, that this machine cannot film."""
+    try:
+        env = make_env(TASKS[args.env_id], "rgb_array")
+        env.reset(seed=0)
+        env.render()
+        env.close()
+    except Exception as error:  # GL fails in many ways
+        fail("--capture-video cannot render here; MUJOCO_GL=egl or osmesa may help", error)
+
+
+def start_run(run):
+    """Go on from the checkpoint of a resumed run; write run.json, and print what it says."""
+    args, info = run.args, run.info
+    path = run.dir / "run.json"
+    wandb_id = secrets.token_hex(8)
+    if args.resume:
+        saved = json.loads(path.read_text())
+        wandb_id = saved["wandb_id"]
+        same = saved["dataset"]["hash"] == info["hash"]
+        check(same, f"the run in {run.dir} was made on other data than {info['id']}")
+        load_progress(run)
+    device = run.generator.device.type
+    packages = ("torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
+    script = Path(__file__)
+    content = {
+        "script": script.name,
+        "script_hash": hashlib.sha256(script.read_bytes()).hexdigest()[:16],
+        "flags": sys.argv[1:],
+        "args": asdict(replace(args, resume=None, run_dir=None)),
+        "environment": TASKS[args.env_id].env,
+        "dataset": info,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "wandb_id": wandb_id,
+    }
+    write_json(path, content)
+    say(f"{args.env_id}, preset {args.preset}, seed {args.seed}, on {device}, in {run.dir}")
+    for what in ("args", "dataset"):
+        say(what + ": " + " ".join(f"{name}={value}" for name, value in content[what].items()))
+    if args.track:
+        start_wandb(run, wandb_id)
+
+
+def load_progress(run):
+    """A run that died before its first checkpoint begins anew."""
+    state = load_checkpoint(run.dir, run.agent)
+    if state:
+        for name in PROGRESS:
+            setattr(run, name, state["progress"][name])
+        run.generator.manual_seed(run.args.seed + 10**6 * run.step)
+        if state["device"] == run.generator.device.type:  # else the state means nothing here
+            run.generator.set_state(state["generator"])
+    cut_csv_files(run)
+
+
+def start_wandb(run, wandb_id: str):
+    import wandb
+
+    try:
+        wandb.init(
+            project=run.args.wandb_project_name,
+            id=wandb_id,
+            name=run.dir.name,
+            resume="allow",
+            config=asdict(run.args),
+        )
     except Exception as error:
         fail("--track needs 'wandb login', or WANDB_MODE=offline", error)
-    for file in run_dir.glob("*.csv"):
-        os.truncate(file, at["files"].get(file.name, 0))  # rows after this checkpoint will be written again
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    write(run_dir / "run.json", json.dumps({
-        "script": Path(__file__).name, "flags": flags, "args": asdict(args), "git_commit": git.stdout.strip() or None,
-        "simulator": task[:2], "hyper_parameters_of": task.like, "dataset": info,
-        "threads": torch.get_num_threads(), "gpu": device == "cuda" and torch.cuda.get_device_name(),
-        "versions": {p: importlib.metadata.version(p) for p in "torch numpy gymnasium mujoco minari".split()},
-        "system": [sys.version.split()[0], os.uname().release, torch.backends.cpu.get_cpu_capability()],
-    }, indent=1).encode())  # fmt: skip
-    print(f"{args.env_id} (--env-id names another) in {task.env}, the row of {task.like}, on {device}, in {run_dir}")
-    print(*(f"{k}={v}" for k, v in asdict(args).items()), *(f"\ndata {k}={v}" for k, v in info.items()))
 
-    def checkpoint() -> None:
-        check_finite(agent, at["step"], run_dir)
-        at["seconds"], buffer = earlier + time.time() - start, io.BytesIO()
-        at["files"] = {file.name: file.stat().st_size for file in run_dir.glob("*.csv")}
-        moments = {name: optimiser.state_dict()["state"] for name, optimiser in agent.optimisers.items()}
-        state = {"agent": agent.state_dict(), "optimisers": moments, "generator": generator.get_state(), "at": at}
-        state |= {"device": device, "threads": torch.get_num_threads(), "dataset_hash": info["hash"]}
-        torch.save(state | {"reference": info["reference"]}, buffer)
-        content = buffer.getvalue()
-        write(run_dir / f"checkpoint_{at['step']:010d}.pt", content + hashlib.sha256(content).digest())
-        for old in sorted(run_dir.glob("checkpoint_*.pt"))[:-2]:
-            old.unlink()
 
-    stop, mark = [], time.time()  # mark: when the updates of this row of metrics.csv began
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first one saves and stops, a second one kills
-        signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
-    bar = tqdm(total=args.gradient_steps, initial=at["step"], disable=None, unit="update")  # on a terminal only
-    one_update = make_step(agent, data, args, generator, at["step"], at["step"] < at["warmup"])
-    if not args.resume:
-        checkpoint()
-    while not stop:
-        step = at["step"]
-        if step > at["evaluated"] and (step % args.eval_every == 0 or step == args.gradient_steps):
-            pause = time.time()
-            if not (results := evaluate(agent, envs, args, info["reference"], args.eval_episodes, stop, run_dir)):
+def track(run, row):
+    """Send a row to Weights & Biases, if asked to."""
+    if run.args.track:
+        import wandb
+
+        wandb.log(row, step=run.step)
+
+
+def train(run, envs, data):
+    """Updates, with an evaluation and a checkpoint every `eval_every`, until done or a signal."""
+    args = run.args
+    one_update = make_step(run.agent, data, args, run.generator, run.step)
+    start = time.time() - run.seconds
+    mark = time.time()  # when the updates of the next row of metrics.csv began
+    while not signals:
+        last = run.step == args.gradient_steps
+        evaluation_due = run.step > run.evaluated and (last or run.step % args.eval_every == 0)
+        row_due = evaluation_due or run.step % args.log_every == 0
+        if row_due and run.step > run.logged:  # the only lines that read from the device
+            log_row(run, time.time() - mark)
+            mark = time.time()
+        if evaluation_due:
+            try:
+                results = evaluate(run.agent, envs, args, run.info["reference"], args.eval_episodes)
+            except (EOFError, OSError) as error:
+                save_checkpoint(run)
+                sys.exit(f"error: a simulator has died ({error!r}); --resume {run.dir} goes on")
+            if not results:
                 break
-            for result in results:
-                append_row(run_dir / "evaluations.csv", {"step": step, **result})
-            figures, loss = means(results), float(agent.diffusion_sum) / (step - at["evaluated"])
-            in_warmup, at["evaluated"] = at["evaluated"] < at["warmup"], step
-            at["history"].append({"step": step, **figures, "diffusion_loss": loss, "warmup": in_warmup})
-            agent.diffusion_sum.zero_()
-            checkpoint()
-            tqdm.write(f"update {step}: {', '.join(f'{name} {value:.1f}' for name, value in figures.items())}")
-            if args.track:
-                wandb.log({f"eval/{name}": value for name, value in figures.items()}, step=step)
-            mark += time.time() - pause
-        if step >= args.gradient_steps:
-            break
-        if at["warmup"] and step == at["warmup"]:  # at most log 2: no action in the box is more random than uniform
-            states = data.obs[torch.randint(len(data.obs), (4096,), device=device, generator=generator)]
-            with torch.no_grad():
-                bound = chain_entropy_bound(agent.sde, agent.score, states, agent.chain_std, generator) / act_dim
-            agent.target_entropy.copy_(bound.mean().clamp(max=math.log(2)))
-            one_update = make_step(agent, data, args, generator, step, False)
-        if args.lr_decay:
-            for name, rate in zip(agent.optimisers, (args.actor_lr, args.critic_lr)):
-                rate *= 0.5 * (1 + math.cos(math.pi * step / args.gradient_steps))
-                agent.optimisers[name].param_groups[0]["lr"].fill_(rate)
+            log_evaluation(run, results)
+            run.seconds = time.time() - start
+            save_checkpoint(run)
+            mark = time.time()
+        if last:
+            return
         one_update()
-        at["step"] = step = step + 1
-        bar.update()
-        if step % args.log_every == 0 or step == args.gradient_steps:  # the only lines that read from the device
-            large_q, updates = check_finite(agent, step, run_dir), step - at["logged"]
-            if large_q >= at["logged"]:
-                tqdm.write(f"warning: |Q| > max |r| / (1 - gamma) = {agent.q_limit:.4g} from update {large_q} on")
-            row = {"step": step, **dict(zip(METRICS, (agent.metric_sum / updates).tolist()))}
-            row |= {"charts/actor_lr": float(agent.optimisers["actor"].param_groups[0]["lr"])}
-            row |= {"charts/sps": updates / (time.time() - mark), "charts/seconds": earlier + time.time() - start}
-            append_row(run_dir / "metrics.csv", row)
-            agent.metric_sum.zero_()
-            at["logged"], mark = step, time.time()
-            shown = "losses/critic losses/diffusion q/mean q/std policy/entropy policy/alpha charts/sps".split()
-            latest = f"  score {at['history'][-1]['score']:.1f}" if at["history"] else ""
-            tqdm.write(f"{step:>8}" + "".join(f"  {name.split('/')[-1]} {row[name]:.3g}" for name in shown) + latest)
-            if args.track:
-                wandb.log(row, step=step)
-    bar.close()
-    if stop:
-        checkpoint()
-        print(f"stopped at update {at['step']}; to continue: python {Path(__file__).name} --resume {run_dir}")
-        sys.exit(128 + stop[0])
-    if args.capture_video:
-        evaluate(agent, vector_env(args, run_dir / "videos"), args, info["reference"], 3)
-    history, trained = at["history"], [h for h in at["history"] if not h["warmup"]]
-    settled = (b for a, b in pairwise(trained) if abs(b["diffusion_loss"] - a["diffusion_loss"]) < 4e-3)  # App. B.8
-    scores = {"last": history[-1], "best": max(history, key=lambda h: h["score"])}  # the best alone picks luck as well
-    scores["offline"] = next(settled, {**history[-1], "note": "  (the diffusion loss never settled: the last)"})
-    write(run_dir / "summary.json", json.dumps({**scores, "data": info}, indent=1).encode())
-    print(f"{args.env_id}, seed {args.seed}, {args.eval_episodes} episodes an evaluation, data {info['id']}; {SCORE}:")
-    for name, h in scores.items():
-        print(f"  {name:8}{h['score']:6.1f} +- {h['standard_error']:.1f} at update {h['step']}{h.get('note', '')}")
-    print(f"  data    {info['mean_score']:6.1f}, the mean of its episodes")
-    if (stored := Path(__file__).resolve().parent / "results" / "records" / f"{args.env_id}.csv").exists():
-        print(f"stored runs, from {stored}:\n{stored.read_text()}", end="")
+        run.step += 1
+    run.seconds = time.time() - start
+    save_checkpoint(run)
+
+
+def log_row(run, seconds: float):
+    """A row of metrics.csv: means over the updates since the last one."""
+    check_finite(run)
+    updates = run.step - run.logged
+    means = run.agent.metric_sum / updates
+    row = {"step": run.step} | dict(zip(METRICS, means.tolist()))
+    row["charts/sps"] = updates / max(seconds, 1e-9)
+    append_row(run.dir / "metrics.csv", row)
+    track(run, row)
+    run.agent.metric_sum.zero_()
+    run.logged = run.step
+    run.diffusion_sum += updates * row["losses/diffusion"]
+    hours_left = (run.args.gradient_steps - run.step) / row["charts/sps"] / 3600
+    say(
+        f"update {run.step}  critic {row['losses/critic']:.3g}"
+        f"  diffusion {row['losses/diffusion']:.3g}  q {row['q/mean']:.3g} +- {row['q/std']:.2g}"
+        f"  entropy {row['policy/entropy']:.3g}  {row['charts/sps']:.3g} updates/s"
+        f"  {hours_left:.1f} h to go"
+    )
+
+
+def log_evaluation(run, results):
+    """Rows of evaluations.csv, one an episode, and their means."""
+    for episode, result in enumerate(results):
+        row = {"step": run.step, "episode": episode, **result}
+        append_row(run.dir / "evaluations.csv", row)
+    figures = means(results)
+    loss = run.diffusion_sum / (run.step - run.evaluated)
+    run.history.append({"step": run.step, **figures, "diffusion_loss": loss})
+    run.evaluated = run.step
+    run.diffusion_sum = 0.0
+    say(f"update {run.step}: {describe(figures)}")
+    track(run, {f"eval/{name}": value for name, value in figures.items()})
+
+
+def describe(figures) -> str:
+    return ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+
+
+def report(run):
+    """Last, best and offline score, which are easily mixed up, beside the data's own."""
+    history = run.history
+    offline = history[-1]
+    for before, after in reversed(list(pairwise(history))):
+        if abs(after["diffusion_loss"] - before["diffusion_loss"]) < 4e-3:
+            offline = after  # where the diffusion loss first settles (App. B.8), else the last
+    scores = {
+        "last": history[-1],
+        "best": max(history, key=lambda figures: figures["score"]),  # picks luck as well
+        "offline": offline,
+    }
+    write_json(run.dir / "summary.json", scores | {"data": run.info})
+    args = run.args
+    say(f"{args.env_id}, seed {args.seed}: {SCORE}, {args.eval_episodes} episodes an evaluation")
+    for name, figures in scores.items():
+        error = figures["standard_error"]
+        say(f"  {name:8}{figures['score']:6.1f} +- {error:.1f} at update {figures['step']}")
+    say(f"  data    {run.info['mean_score']:6.1f}, the mean of its episodes")
+
+
+def score_again(args, device: str):
+    """Evaluate the newest checkpoint of a finished or running run."""
+    run_dir = Path(args.evaluate).expanduser()
+    try:
+        reference = json.loads((run_dir / "run.json").read_text())["dataset"]["reference"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"{run_dir}/run.json tells no reference returns", error)
+    envs = vector_env(args)
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    agent = Agent(obs_dim, act_dim, args, device)
+    state = load_checkpoint(run_dir, agent)
+    check(state is not None, f"{run_dir} has no checkpoint yet")
+    results = evaluate(agent, envs, args, reference, args.eval_episodes)
+    envs.close()
+    if results:
+        say(f"update {state['progress']['step']}: {describe(means(results))} (score: {SCORE})")
+    if results and args.capture_video:
+        film(agent, args, reference, run_dir)
+    if signals:
+        sys.exit(128 + signals[0])
 
 
 if __name__ == "__main__":
-    main(*parse_args(sys.argv[1:]))
+    if "MINARI_DATASETS_PATH" in os.environ:
+        os.environ["MINARI_DATASETS_PATH"] = os.path.expanduser(os.environ["MINARI_DATASETS_PATH"])
+    main(parse_args(sys.argv[1:]))
 # --- end shared ---

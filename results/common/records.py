@@ -1,8 +1,9 @@
-"""Records: CSV files of figures with one row a run (or seed), and above them, in a comment, where these come from.
+"""Records: CSV files with one row a run (or seed), and above them, in a comment, where they come
+from.
 
-The first line is `# ` and JSON: command, arguments, seeds, versions, machine, seconds, and for runs on a dataset its id
-and hash. The rest is plain CSV (`pandas.read_csv(path, comment="#")` reads it). Tables and pictures are made from such
-files alone, by `python results/report.py`.
+The first line is `# ` and JSON: command, arguments, seeds, versions, machine, seconds, and for
+runs on a dataset its id and hash. The rest is plain CSV (`pandas.read_csv(path, comment="#")`
+reads it). Tables and pictures are made from such files alone, by `python results/report.py`.
 """
 
 import csv

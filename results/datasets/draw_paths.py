@@ -36,19 +36,28 @@ def panel(ax: Axes, run: dict, data: dict[str, np.ndarray]) -> None:
     """`run` is run.json; `data` holds states, paths `[sum of steps, 2]`, steps and arrived `[E]`, goals `[E, 2]`."""
     (env_id, kwargs), args = run["simulator"], run["args"]
     walls = np.array([[cell == 1 for cell in line] for line in kwargs["maze_map"]])[1:-1, 1:-1]
-    y, x = np.array(walls.shape) * (2 if env_id.startswith("Ant") else 0.5)  # a cell is 4 m wide for an ant, else 1 m
+    y, x = np.array(walls.shape) * (
+        2 if env_id.startswith("Ant") else 0.5
+    )  # a cell is 4 m wide for an ant, else 1 m
     ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))
     ax.spines[:].set(lw=5, color="0.53")  # the outer wall
     ax.plot(*data["states"].T, ".", color="0.75", ms=2, label="data")
     paths = np.split(data["paths"], np.cumsum(data["steps"])[:-1])
-    for arrived, colour, word in ((False, "#c7522a", "did not arrive"), (True, "#0b6e99", "arrived")):
+    for arrived, colour, word in (
+        (False, "#c7522a", "did not arrive"),
+        (True, "#0b6e99", "arrived"),
+    ):
         lines = [np.vstack([path, GAP]) for path, a in zip(paths, data["arrived"]) if a == arrived]
         ax.plot(*np.vstack([*lines, GAP]).T, color=colour, lw=0.8, alpha=0.7, label=word)
     starts = np.array([path[0] for path in paths])
     ax.plot(*starts.T, "o", color="white", mec="black", ms=5, label="start")
     ax.plot(*data["goals"].T, "*", color="gold", mec="black", ms=11, label="goal")
     count = f"{data['arrived'].sum()} of {len(paths)} arrive"
-    ax.set(xticks=[], yticks=[], title=f"{args['env_id']}, {args['preset']}, seed {args['seed']}: {count}")
+    ax.set(
+        xticks=[],
+        yticks=[],
+        title=f"{args['env_id']}, {args['preset']}, seed {args['seed']}: {count}",
+    )
 
 
 def draw(panels: list[tuple[dict, dict[str, np.ndarray]]], out: Path) -> None:
@@ -63,12 +72,14 @@ def draw(panels: list[tuple[dict, dict[str, np.ndarray]]], out: Path) -> None:
         panel(ax, run, data)
     for ax in axes[len(panels) :]:
         ax.remove()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     fig.savefig(temporary := out.with_name(f".unfinished-{out.name}"), bbox_inches="tight")
     if out.suffix == ".png":  # 256 colours do, at a third of the size
-        Image.open(temporary).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            temporary
-        )
+        Image.open(temporary).convert("RGB").quantize(
+            256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        ).save(temporary)
     os.replace(temporary, out)
 
 
