@@ -224,8 +224,7 @@ def test_the_script_loads_both_forms(antmaze, sets, inline):
     run("--task", "umaze", "--form", "minari", "d4rl", "--transitions", 3000, "--length", 250)
     for name in ("umaze-v0", "umaze-d4rl-v0"):
         flags = ["--env-id", "antmaze-umaze", "--dataset-id", f"edq/antmaze/{name}"]
-        parsed = antmaze.parse_args([*flags, "--reward", "raw", "--device", "cpu"])
-        args = parsed[0] if isinstance(parsed, tuple) else parsed
+        args = antmaze.parse_args([*flags, "--reward", "raw", "--device", "cpu"])
         data, info = antmaze.load_dataset(args, "cpu")
         assert data.obs.shape == (3000, 31)
         assert info["episodes"] == 12
