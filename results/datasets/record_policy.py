@@ -19,7 +19,8 @@ and add --obs-stats stats.npz.
 
 An npz holds W0, b0, W1, b1, ... (matrices `[in, out]`), activation (such as "Tanh"), squash
 (whether tanh follows the last layer), and for policies with noise of their own log_std `[A]`, or
-std_W and std_b, a layer that gives the log std from the last hidden layer.
+std_W and std_b, a layer that gives the log std from the last hidden layer. What scales inputs and
+outputs beside the layers is to be folded into the first and the last of them.
 
 Equal arguments give equal arrays on one machine; another processor may round otherwise.
 """
