@@ -19,7 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from results.common.records import RECORDS, csv_rows, write_record
+from results.common.records import RECORDS, csv_rows, markdown, pick, read_record, write_record
 
 USED = (  # arguments of a run that go into its row
     "num_critics",
@@ -76,6 +76,17 @@ def dataset_of(ids: str) -> str:
     return ",".join("/".join(Path(one).parts[-3:]) for one in ids.split(","))
 
 
+def seconds_of(metrics: list[dict]) -> float:
+    """Time of the updates."""
+    seconds = 0.0
+    before = 0
+    for row in metrics:
+        step = int(row["step"])
+        seconds += (step - before) / max(float(row["charts/sps"]), 1e-9)
+        before = step
+    return seconds
+
+
 def row_of(folder: Path) -> dict:
     """What was run and what came out."""
     run = json.loads((folder / "run.json").read_text())
@@ -105,14 +116,61 @@ def row_of(folder: Path) -> dict:
     row |= {name: args.get(name, "") for name in USED}
     row |= {name: float(metrics[-1].get(of) or 0) for name, of in CURVE.items()}
     row["updates_per_second"] = statistics.median(float(m["charts/sps"]) for m in metrics)
-    row["seconds"] = round(float(metrics[-1]["charts/seconds"]))
+    row["seconds"] = round(seconds_of(metrics))
     row |= {"threads": run["threads"], "torch": run["versions"]["torch"]}
-    row |= {"git_commit": run["git_commit"], "flags": " ".join(run["flags"])}
+    row |= {"flags": " ".join(run["flags"])}
     return row
 
 
 def score_text(row: dict) -> str:
     return f"{row['last']:.1f} ± {row['standard_error']:.1f}"
+
+
+ARMS = {  # of the suite learned
+    "diffusion-bc": "diffusion BC",
+    "edq": "EDQ without entropy term",
+    "edq-entropy": "EDQ, entropy bound at 0.01",
+    "edq-released": "EDQ, released entropy term",
+    "diffusion-ql": "Diffusion-QL",
+}
+
+
+def learned(records: Path) -> str:
+    """The suite so far: an arm a row, the last score of each seed."""
+    _, rows = read_record(records / "benchmark" / "learned.csv")
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for arm, label in ARMS.items():
+            runs = pick(rows, task=task, arm=arm)
+            if not runs:
+                continue
+            last = ", ".join(score_text(row) for row in runs)
+            best = ", ".join(f"{row['best']:.1f}" for row in runs)
+            minutes = ", ".join(f"{row['seconds'] / 60:.0f}" for row in runs)
+            data = f"{runs[0]['data']:.1f}"
+            updates = f"{runs[0]['updates']:,.0f}"
+            lines.append([runs[0]["dataset"], label, data, updates, last, best, minutes])
+    head = ["dataset (stand-in)", "arm", "data", "updates", "last, per seed", "best", "minutes"]
+    return markdown(head, lines)
+
+
+def pilots(records: Path) -> str:
+    """A run a row."""
+    lines = []
+    for row in read_record(records / "pilots" / "runs.csv")[1]:
+        sizes = f"{row['hidden_dim']:.0f}, {row['batch_size']:.0f}"
+        rate = f"{row['actor_lr']:g}" if row["actor_lr"] != "" else "-"
+        eta = f"{row['eta']:g}" if row["eta"] != "" else "-"
+        scaled = "yes" if row["normalize_obs"] in ("True", "") else "no"
+        updates = f"{row['updates']:,.0f}"
+        cells = [row["task"], row["method"], sizes, rate, eta, scaled, updates]
+        lines.append([*cells, score_text(row), f"{row['data']:.1f}"])
+    head = ["task (stand-in)", "method", "width, batch", "actor rate", "eta", "standardised"]
+    return markdown([*head, "updates", "score", "data"], lines)
+
+
+def tables(records: Path) -> dict[str, str]:
+    return {"pilots": pilots(records), "learned": learned(records)}
 
 
 def main(args: Args) -> None:
