@@ -18,9 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("edq_mujoco", "edq_antmaze", "edq_adroit")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; this also saves the retries
 os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that tests start, as below
-torch.set_num_threads(
-    1
-)  # the tests' tensors are small, and a busy machine makes waiting threads very slow
+torch.set_num_threads(1)  # the tests' tensors are small, and a busy machine makes waiting threads very slow
 
 
 def load_script(name: str):
@@ -36,15 +34,8 @@ def load_script(name: str):
 def plain_functions():
     """A run in this process may put compiled functions in place of a script's own, and fit tasks: undo that."""
     names = ("td_target", "critic_loss", "actor_losses", "act")
-    tasks = [
-        (sys.modules[s].TASKS, dict(sys.modules[s].TASKS)) for s in SCRIPTS if s in sys.modules
-    ]
-    before = [
-        (sys.modules[s], n, getattr(sys.modules[s], n))
-        for s in SCRIPTS
-        if s in sys.modules
-        for n in names
-    ]
+    tasks = [(sys.modules[s].TASKS, dict(sys.modules[s].TASKS)) for s in SCRIPTS if s in sys.modules]
+    before = [(sys.modules[s], n, getattr(sys.modules[s], n)) for s in SCRIPTS if s in sys.modules for n in names]
     yield
     for module, name, function in before:
         setattr(module, name, function)
@@ -77,17 +68,11 @@ def box(*shape: int) -> gym.spaces.Box:
     return gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
 
 
-def write_dataset(
-    folder: Path, episodes: list[dict], env_spec: dict | None = None, **metadata
-) -> Path:
+def write_dataset(folder: Path, episodes: list[dict], env_spec: dict | None = None, **metadata) -> Path:
     """Write episodes (observations, actions, rewards, terminations, truncations) as a Minari dataset folder."""
     data = folder / "data"
     data.mkdir(parents=True)
-    first = (
-        episodes[0]
-        if episodes
-        else {"observations": np.zeros((1, 11)), "actions": np.zeros((0, 3))}
-    )
+    first = episodes[0] if episodes else {"observations": np.zeros((1, 11)), "actions": np.zeros((0, 3))}
     obs, act_dim = first["observations"], first["actions"].shape[-1]
     space = (
         gym.spaces.Dict({k: box(*v.shape[1:]) for k, v in obs.items()})
@@ -130,9 +115,7 @@ def episode(obs: np.ndarray | dict, actions: np.ndarray, rewards: np.ndarray, en
     }
 
 
-def hopper_episodes(
-    count: int = 4, length: int = 50, obs_dim: int = 11, act_dim: int = 3, seed: int = 0
-) -> list[dict]:
+def hopper_episodes(count: int = 4, length: int = 50, obs_dim: int = 11, act_dim: int = 3, seed: int = 0) -> list[dict]:
     """Made-up episodes of Hopper's sizes."""
     rng = np.random.default_rng(seed)
     return [

@@ -49,14 +49,7 @@ class TwoModes(nn.Module):
 
 
 def small_args(edq, **changes):
-    base = dict(
-        num_critics=3,
-        hidden_dim=16,
-        batch_size=8,
-        eta=1.0,
-        diffusion_loss="noise",
-        max_q_backup=False,
-    )
+    base = dict(num_critics=3, hidden_dim=16, batch_size=8, eta=1.0, diffusion_loss="noise", max_q_backup=False)
     return edq.replace(edq.Args(), **(base | changes))
 
 
@@ -73,16 +66,11 @@ def small_batch(edq, size=8, obs_dim=5, act_dim=2, seed=0):
 
 def test_cosine_schedule_figures(edq):
     sde = edq.MeanRevertingSDE(5, "cosine")
-    got = torch.stack(
-        [sde.theta_dt, sde.theta_bar, sde.sigma, sde.w_t, sde.w_0, sde.posterior_var], 1
-    )
+    got = torch.stack([sde.theta_dt, sde.theta_bar, sde.sigma, sde.w_t, sde.w_0, sde.posterior_var], 1)
     torch.testing.assert_close(got, FIGURES, atol=6e-8, rtol=2e-7)
     for steps, (first, last) in ENDS.items():
         sde = edq.MeanRevertingSDE(steps, "cosine")
-        assert (
-            abs(float(sde.theta_dt[0]) - first) < 6e-7
-            and abs(float(sde.theta_dt[-1]) - last) < 6e-7
-        )
+        assert abs(float(sde.theta_dt[0]) - first) < 6e-7 and abs(float(sde.theta_dt[-1]) - last) < 6e-7
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "vp"])
@@ -95,9 +83,7 @@ def test_every_schedule_forgets_the_action(edq, schedule, steps):
 
 def test_ddpm_schedule_is_not_rescaled(edq):
     sde = edq.MeanRevertingSDE(5, "ddpm")
-    torch.testing.assert_close(
-        sde.theta_dt, torch.tensor([0.109, 0.307, 0.505, 0.703, 0.901]), atol=5e-7, rtol=0
-    )
+    torch.testing.assert_close(sde.theta_dt, torch.tensor([0.109, 0.307, 0.505, 0.703, 0.901]), atol=5e-7, rtol=0)
     assert float(sde.theta_bar[-1]) == pytest.approx(2.525, abs=1e-5)
     assert float(sde.sigma[0]) == pytest.approx(0.4425772, abs=1e-6)
     assert float(edq.MeanRevertingSDE(5, "vp").sigma[0]) == pytest.approx(0.7804967, abs=1e-6)
@@ -114,9 +100,7 @@ def test_marginal_and_posterior_against_many_euler_steps(edq):
             a = a - a * dt + math.sqrt(2 * dt) * torch.randn(a.shape, generator=g)
         paths.append(a)
     for i, path in enumerate(paths):
-        assert float(path.mean()) == pytest.approx(
-            0.6 * math.exp(-float(sde.theta_bar[i])), abs=0.01
-        )
+        assert float(path.mean()) == pytest.approx(0.6 * math.exp(-float(sde.theta_bar[i])), abs=0.01)
         assert float(path.std()) == pytest.approx(float(sde.sigma[i]), abs=0.01)
     before, after = paths[1], paths[2]  # a_2 given a_3 = 0.5 and a_0, from the simulated pairs
     near = (after - 0.5).abs() < 0.05
@@ -134,9 +118,7 @@ def test_prediction_inverts_perturbation_and_indexing_by_rows(edq):
     for i in range(5):
         torch.testing.assert_close(sde.perturb(a0[i : i + 1], i, noise[i : i + 1]), a_t[i : i + 1])
         row = sde.reverse_sde_step(a_t, t, noise, noise)[i]
-        torch.testing.assert_close(
-            sde.reverse_sde_step(a_t[i : i + 1], i, noise[i : i + 1], noise[i : i + 1])[0], row
-        )
+        torch.testing.assert_close(sde.reverse_sde_step(a_t[i : i + 1], i, noise[i : i + 1], noise[i : i + 1])[0], row)
 
 
 def wasserstein(x, y):
@@ -156,9 +138,7 @@ class OneMode(Linear):
 
 
 def distance(edq, sde, net, data, sampler):
-    out = edq.sample_actions(
-        net, sde, torch.zeros(len(data), 1), sampler, generator=torch.Generator().manual_seed(1)
-    )
+    out = edq.sample_actions(net, sde, torch.zeros(len(data), 1), sampler, generator=torch.Generator().manual_seed(1))
     assert out.shape == data.shape and float(out.abs().max()) <= 1
     return wasserstein(out, data.clamp(-1, 1))
 
@@ -169,13 +149,9 @@ def test_posterior_sampler_narrows_a_single_mode_as_computed(edq):
     variance = 1.0
     for t in reversed(range(5)):
         keep, sigma = math.exp(-float(FIGURES[t, 1])), float(FIGURES[t, 2])
-        slope = float(FIGURES[t, 3]) + float(FIGURES[t, 4]) * keep * 0.01 / (
-            keep**2 * 0.01 + sigma**2
-        )
+        slope = float(FIGURES[t, 3]) + float(FIGURES[t, 4]) * keep * 0.01 / (keep**2 * 0.01 + sigma**2)
         variance = slope**2 * variance + float(FIGURES[t, 5])
-    out = edq.sample_actions(
-        OneMode(sde), sde, torch.zeros(n, 1), generator=torch.Generator().manual_seed(0)
-    )
+    out = edq.sample_actions(OneMode(sde), sde, torch.zeros(n, 1), generator=torch.Generator().manual_seed(0))
     assert float(out.std()) == pytest.approx(math.sqrt(variance), rel=0.02)
     assert math.sqrt(variance) == pytest.approx(0.0141, abs=1e-4)
 
@@ -188,9 +164,7 @@ def test_samplers_with_few_and_with_many_steps(edq):
     """
     g, n = torch.Generator().manual_seed(0), 20_000
     one = 0.1 * torch.randn(n, 1, generator=g)
-    two = 0.8 * (torch.randint(2, (n, 1), generator=g) * 2.0 - 1) + 0.1 * torch.randn(
-        n, 1, generator=g
-    )
+    two = 0.8 * (torch.randint(2, (n, 1), generator=g) * 2.0 - 1) + 0.1 * torch.randn(n, 1, generator=g)
     sde = edq.MeanRevertingSDE(2)
     assert distance(edq, sde, OneMode(sde), one, "posterior") < 0.1
     assert min(distance(edq, sde, OneMode(sde), one, s) for s in ("sde", "ode")) > 0.2
@@ -199,9 +173,7 @@ def test_samplers_with_few_and_with_many_steps(edq):
     assert distance(edq, sde, TwoModes(sde), two, "sde") == pytest.approx(0.18, abs=0.03)
     assert distance(edq, sde, TwoModes(sde), two, "ode") == pytest.approx(0.205, abs=0.03)
     sde = edq.MeanRevertingSDE(50)
-    assert (
-        max(distance(edq, sde, TwoModes(sde), two, s) for s in ("posterior", "sde", "ode")) < 0.05
-    )
+    assert max(distance(edq, sde, TwoModes(sde), two, s) for s in ("posterior", "sde", "ode")) < 0.05
 
 
 def test_sampler_recovers_two_modes_with_a_trained_network(mujoco):
@@ -248,16 +220,11 @@ def test_released_entropy_figures(edq):
     sde = edq.MeanRevertingSDE(5)
     for a0, aT, expected in ((0, 0, 0.778650), (0, 1, 0.778652), (0.5, 0, 0.794337), (0.5, 1, 0.793961),
                              (1, 0, 0.841401), (1, 1, 0.840645)):  # fmt: skip
-        got = edq.entropy_estimate(
-            sde, torch.full((1, 1), float(a0)), torch.full((1, 1), float(aT)), "released"
-        )
+        got = edq.entropy_estimate(sde, torch.full((1, 1), float(a0)), torch.full((1, 1), float(aT)), "released")
         assert got.shape == (1,) and float(got) == pytest.approx(expected, abs=3e-6)
     two = edq.entropy_estimate(sde, torch.tensor([[0.5, 1.0]]), torch.zeros(1, 2), "released")
     assert float(two) == pytest.approx(0.794337 + 0.841401, abs=5e-6)  # a sum over dimensions
-    aT, a0 = (
-        torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)),
-        torch.full((200_000, 1), 0.7),
-    )
+    aT, a0 = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)), torch.full((200_000, 1), 0.7)
     mean = float(edq.entropy_estimate(sde, a0, aT, "released").mean())
     assert mean == pytest.approx(0.7786518 + 0.0627517 * 0.49, abs=1e-4)
 
@@ -272,9 +239,7 @@ def test_bridge_entropy_is_bayes_and_blind(edq):
     assert var == pytest.approx(0.326304, abs=1e-6)
     for a0, aT in ((0.0, 0.3), (0.5, -1.0), (1.0, 2.0)):
         mean = math.exp(-first) * a0 + cov / var_T * (aT - math.exp(-total) * a0)
-        expected = 0.5 * math.log(2 * math.pi * var) + (math.exp(-first) * a0 - mean) ** 2 / (
-            2 * var
-        )
+        expected = 0.5 * math.log(2 * math.pi * var) + (math.exp(-first) * a0 - mean) ** 2 / (2 * var)
         x = torch.full((1, 1), a0, requires_grad=True)
         got = edq.entropy_estimate(sde, x, torch.full((1, 1), aT), "bridge")
         assert got.item() == pytest.approx(expected, abs=2e-5)
@@ -308,9 +273,7 @@ def test_bridge_entropy_against_a_sampled_histogram(edq):
 def test_chain_bound_of_linear_gaussian_chains(edq, std, figures, monkeypatch):
     """Below the exact entropy, moving with it, and equal to the closed form; the clamp of a_0 is lifted for this."""
     sde, obs = edq.MeanRevertingSDE(5), torch.zeros(100_000, 1)
-    monkeypatch.setattr(
-        sde, "predict_a0", lambda a_t, t, eps: Unclamped(type(sde).predict_a0(sde, a_t, t, eps))
-    )
+    monkeypatch.setattr(sde, "predict_a0", lambda a_t, t, eps: Unclamped(type(sde).predict_a0(sde, a_t, t, eps)))
     bounds = []
     for k, (exact, closed) in figures.items():
         g = torch.Generator().manual_seed(0)
@@ -341,17 +304,10 @@ class Unclamped(torch.Tensor):
 def test_chain_bound_has_a_gradient_in_the_spread_and_clamps(edq):
     sde, g = edq.MeanRevertingSDE(5), torch.Generator().manual_seed(0)
     net = Linear(sde, 0.5)
-    (grad,) = torch.autograd.grad(
-        edq.chain_entropy_bound(sde, net, torch.zeros(50_000, 1), 0.2, g).mean(), net.k
-    )
+    (grad,) = torch.autograd.grad(edq.chain_entropy_bound(sde, net, torch.zeros(50_000, 1), 0.2, g).mean(), net.k)
     assert float(grad) > 0.1
-    wide = Linear(
-        sde, 50.0
-    )  # all predictions far outside: clamped, the bound stays that of a policy in the box
-    assert (
-        float(edq.chain_entropy_bound(sde, wide, torch.zeros(2000, 1), 0.2, g).mean())
-        < math.log(2) + 0.5
-    )
+    wide = Linear(sde, 50.0)  # all predictions far outside: clamped, the bound stays that of a policy in the box
+    assert float(edq.chain_entropy_bound(sde, wide, torch.zeros(2000, 1), 0.2, g).mean()) < math.log(2) + 0.5
 
 
 def test_log_transition_integrates_to_one(edq):
@@ -365,9 +321,7 @@ def test_log_transition_integrates_to_one(edq):
 
 @pytest.mark.parametrize("target, rises", [(5.0, True), (-5.0, False)])
 def test_automatic_alpha_moves_towards_its_target(edq, target, rises):
-    args = small_args(
-        edq, entropy_estimator="chain", ent_coef="auto", target_entropy=min(target, 0.69)
-    )
+    args = small_args(edq, entropy_estimator="chain", ent_coef="auto", target_entropy=min(target, 0.69))
     torch.manual_seed(0)
     agent, g, data = edq.Agent(5, 2, args), torch.Generator().manual_seed(0), small_batch(edq, 64)
     agent.target_entropy.fill_(target)
@@ -409,9 +363,7 @@ def test_likelihood_losses_at_the_true_noise(edq):
     assert float(edq.diffusion_loss(sde, a_t, a0, t, eps, eps, "likelihood")) < 1e-8
     differences = torch.tensor([-0.015964, -0.224493, -0.704387, -1.220528, -1.639497])
     for i in range(5):
-        got = edq.diffusion_loss(
-            sde, a_t[i : i + 1], a0[:1], t[i : i + 1], eps[:1], eps[:1], "likelihood_released"
-        )
+        got = edq.diffusion_loss(sde, a_t[i : i + 1], a0[:1], t[i : i + 1], eps[:1], eps[:1], "likelihood_released")
         assert float(got) == pytest.approx(float(differences[i]) ** 2, rel=1e-4)
 
 
@@ -435,11 +387,7 @@ def test_released_likelihood_loss_needs_the_clamp(mujoco):
         net = mujoco.ScoreMLP(1, 1, 64)
         opt = torch.optim.Adam(net.parameters(), 1e-3)
         for _ in range(1500):
-            a0, t, eps = (
-                0.5 + 0.1 * torch.randn(256, 1),
-                torch.randint(5, (256,)),
-                torch.randn(256, 1),
-            )
+            a0, t, eps = 0.5 + 0.1 * torch.randn(256, 1), torch.randint(5, (256,)), torch.randn(256, 1)
             a_t = sde.perturb(a0, t, eps)
             opt.zero_grad()
             mujoco.diffusion_loss(sde, a_t, a0, t, eps, net(a_t, t, obs), kind).backward()
@@ -499,9 +447,7 @@ def test_mish(edq):
     x = torch.linspace(-100, 100, 4001, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(edq.mish(x), nn.functional.mish(x), atol=1e-12, rtol=1e-12)
     ours = torch.autograd.grad(edq.mish(x).sum(), x)[0]
-    torch.testing.assert_close(
-        ours, torch.autograd.grad(nn.functional.mish(x).sum(), x)[0], atol=1e-9, rtol=1e-9
-    )
+    torch.testing.assert_close(ours, torch.autograd.grad(nn.functional.mish(x).sum(), x)[0], atol=1e-9, rtol=1e-9)
 
 
 def test_score_network_time_embedding(edq):
@@ -531,9 +477,7 @@ def test_targets_member_by_member(edq, target):
     agent, batch = edq.Agent(5, 2, args), small_batch(edq)
     noise = torch.randn(5, 8, 2)
     out = edq.td_target(agent, batch, noise, args)
-    action = edq.sample_actions(
-        agent.score_ema, agent.sde, batch.next_obs, noise=noise, action_clip=args.action_clip
-    )
+    action = edq.sample_actions(agent.score_ema, agent.sde, batch.next_obs, noise=noise, action_clip=args.action_clip)
     for m, net in enumerate(plain_critics(agent.target_q)):
         q = net(torch.cat([batch.next_obs, action], -1)).squeeze(-1)
         expected = batch.reward + 0.9 * (1 - batch.end) * q
@@ -549,9 +493,7 @@ def test_max_q_backup_takes_the_best_of_ten_for_each_member(edq):
     args = small_args(edq, max_q_backup=True)
     torch.manual_seed(0)
     agent, batch = edq.Agent(5, 2, args), small_batch(edq, 4)
-    _, noise = edq.draw_batch(
-        batch, edq.replace(args, batch_size=4), torch.Generator().manual_seed(0)
-    )
+    _, noise = edq.draw_batch(batch, edq.replace(args, batch_size=4), torch.Generator().manual_seed(0))
     assert noise.target.shape == (5, 40, 2)
     out = edq.td_target(agent, batch, noise.target, args)
     for b in range(4):
@@ -560,9 +502,7 @@ def test_max_q_backup_takes_the_best_of_ten_for_each_member(edq):
             for n in range(10):
                 own = noise.target[:, b * 10 + n : b * 10 + n + 1]
                 obs = batch.next_obs[b : b + 1]
-                action = edq.sample_actions(
-                    agent.score_ema, agent.sde, obs, args.sampler, args.action_clip, noise=own
-                )
+                action = edq.sample_actions(agent.score_ema, agent.sde, obs, args.sampler, args.action_clip, noise=own)
                 values.append(float(agent.target_q(obs, action)[m]))
             expected = float(batch.reward[b]) + args.gamma * (1 - float(batch.end[b])) * max(values)
             assert float(out[m, b]) == pytest.approx(expected, abs=1e-5)
@@ -578,17 +518,9 @@ def test_gradients_stay_with_their_network(edq):
     out = edq.actor_losses(agent, batch, noise, args, False)
     edq.minimise(out["losses/actor"], agent.score, agent.optimisers["actor"], 1.0)
     assert all(p.grad is None for p in agent.q.parameters())
-    assert all(
-        p.grad is not None and bool(p.grad.abs().sum() > 0) for p in agent.score.parameters()
-    )
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in agent.score.parameters())
     before = copy.deepcopy(agent.score.state_dict())
-    loss = (
-        (
-            agent.q(batch.obs, batch.action)
-            - edq.td_target(agent, batch, noise.target, args).detach()
-        )
-        ** 2
-    ).mean()
+    loss = ((agent.q(batch.obs, batch.action) - edq.td_target(agent, batch, noise.target, args).detach()) ** 2).mean()
     edq.minimise(loss, agent.q, agent.optimisers["critic"], 1.0)
     assert all(torch.equal(before[k], v) for k, v in agent.score.state_dict().items())
 
@@ -599,9 +531,7 @@ def test_gradient_clipping(edq):
         opt = torch.optim.SGD(net.parameters(), 1.0)
         before = [p.detach().clone() for p in net.parameters()]
         edq.minimise(1000 * net(torch.ones(1, 4)).sum(), net, opt, clip)
-        moved = math.sqrt(
-            sum(float(((p - b) ** 2).sum()) for p, b in zip(net.parameters(), before))
-        )
+        moved = math.sqrt(sum(float(((p - b) ** 2).sum()) for p, b in zip(net.parameters(), before)))
         assert moved == pytest.approx(min(clip, 1000 * math.sqrt(5)), rel=1e-3)
 
 
@@ -610,25 +540,13 @@ def test_averages(edq):
     args = small_args(edq, ema_decay=0.9, tau=0.1)
     torch.manual_seed(0)
     agent, data, g = edq.Agent(5, 2, args), small_batch(edq), torch.Generator().manual_seed(0)
-    for step, averaged in (
-        (0, False),
-        (999, False),
-        (1000, True),
-        (1001, False),
-        (1004, False),
-        (1005, True),
-    ):
-        ema, target = (
-            copy.deepcopy(agent.score_ema.state_dict()),
-            copy.deepcopy(agent.target_q.state_dict()),
-        )
+    for step, averaged in ((0, False), (999, False), (1000, True), (1001, False), (1004, False), (1005, True)):
+        ema, target = copy.deepcopy(agent.score_ema.state_dict()), copy.deepcopy(agent.target_q.state_dict())
         edq.update(agent, *edq.draw_batch(data, args, g), args, step)
         for name, new in agent.target_q.state_dict().items():
             torch.testing.assert_close(new, 0.9 * target[name] + 0.1 * agent.q.state_dict()[name])
         for name, new in agent.score_ema.state_dict().items():
-            expected = (
-                0.9 * ema[name] + 0.1 * agent.score.state_dict()[name] if averaged else ema[name]
-            )
+            expected = 0.9 * ema[name] + 0.1 * agent.score.state_dict()[name] if averaged else ema[name]
             torch.testing.assert_close(new, expected)
 
 
@@ -637,10 +555,7 @@ def test_critic_loss_is_a_mean_over_members_and_batch(edq):
     torch.manual_seed(0)
     agent, batch = edq.Agent(5, 2, args), small_batch(edq)
     _, noise = edq.draw_batch(batch, args, torch.Generator().manual_seed(0))
-    y, q = (
-        edq.td_target(agent, batch, noise.target, args),
-        agent.q(batch.obs, batch.action).detach(),
-    )
+    y, q = edq.td_target(agent, batch, noise.target, args), agent.q(batch.obs, batch.action).detach()
     total = sum((float(q[m, b]) - float(y[m, b])) ** 2 for m in range(3) for b in range(8)) / 24
     metrics = edq.update(agent, batch, noise, args, 0)
     assert float(metrics[edq.METRICS.index("losses/critic")]) == pytest.approx(total, rel=1e-5)
@@ -649,9 +564,7 @@ def test_critic_loss_is_a_mean_over_members_and_batch(edq):
 @pytest.mark.parametrize("pessimism", ["lcb", "min"])
 @pytest.mark.parametrize("policy_action", ["one_step", "chain"])
 def test_actor_q_term(edq, pessimism, policy_action):
-    args = small_args(
-        edq, pessimism=pessimism, policy_action=policy_action, entropy_estimator="none", eta=0.7
-    )
+    args = small_args(edq, pessimism=pessimism, policy_action=policy_action, entropy_estimator="none", eta=0.7)
     torch.manual_seed(0)
     agent, batch = edq.Agent(5, 2, args), small_batch(edq)
     _, noise = edq.draw_batch(batch, args, torch.Generator().manual_seed(0))
@@ -660,9 +573,7 @@ def test_actor_q_term(edq, pessimism, policy_action):
     action = agent.sde.predict_a0(a_t, noise.t, agent.score(a_t, noise.t, batch.obs)).clamp(-1, 1)
     if policy_action == "chain":
         clip = args.action_clip
-        action = edq.sample_actions(
-            agent.score, agent.sde, batch.obs, action_clip=clip, noise=noise.chain[:-1]
-        )
+        action = edq.sample_actions(agent.score, agent.sde, batch.obs, action_clip=clip, noise=noise.chain[:-1])
     q = np.array([[float(x) for x in row] for row in agent.q(batch.obs, action)])
     value = q.min(0) if pessimism == "min" else q.mean(0) - 4 * q.std(0, ddof=1)
     assert float(out["losses/q"]) == pytest.approx(-value.mean() / np.abs(q).mean(), rel=1e-4)
@@ -684,9 +595,7 @@ def test_normalised_entropy_term(edq, estimator):
 
 def test_draws_are_uniform_with_replacement(edq):
     args = small_args(edq, batch_size=30_000)
-    data = edq.Transitions(
-        *(torch.arange(10.0)[:, None] if i < 2 or i == 3 else torch.arange(10.0) for i in range(5))
-    )
+    data = edq.Transitions(*(torch.arange(10.0)[:, None] if i < 2 or i == 3 else torch.arange(10.0) for i in range(5)))
     batch, noise = edq.draw_batch(data, args, torch.Generator().manual_seed(0))
     counts = torch.bincount(batch.reward.long(), minlength=10)
     assert int(counts.min()) > 2700 and int(counts.max()) < 3300
@@ -724,9 +633,7 @@ def test_acting_softmax_and_argmax(edq):
         p.data *= 3
     obs, noise = torch.randn(2, 5), torch.randn(5, 2, 7, 2)
     wide = obs.unsqueeze(1).expand(2, 7, 5)
-    candidates = edq.sample_actions(
-        agent.score, agent.sde, wide, args.sampler, args.action_clip, noise=noise
-    )
+    candidates = edq.sample_actions(agent.score, agent.sde, wide, args.sampler, args.action_clip, noise=noise)
     values = torch.stack([
         edq.lower_confidence_bound(agent.target_q(wide[i], candidates[i]), args.lcb_coef) for i in range(2)
     ])  # fmt: skip
