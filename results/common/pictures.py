@@ -8,6 +8,7 @@ a pixel of the pictures is as wide or wider.
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from results.common.runs import Run, load_data
 from results.common.walks import watch
 
 sys.path.append(str(ROOT / "results" / "datasets"))
-from draw_paths import draw
+from draw_paths import Panel, draw, positions
 
 
 def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
@@ -45,13 +46,6 @@ def metres(x: float, digits: int = 3) -> str:
 STATES = 4000  # of the data, drawn in grey
 
 
-def position(obs: np.ndarray) -> np.ndarray:
-    """x and y in observations `[..., S]`: an ant's stand behind its 27 numbers, a ball's in
-    front."""
-    is_ant = obs.shape[-1] == 31
-    return obs[..., 27:29] if is_ant else obs[..., :2]
-
-
 def write_paths(study: str, run: Run) -> None:
     """Record the paths of an evaluation of a run, and the states that are drawn beneath them."""
     started = time.time()
@@ -63,7 +57,7 @@ def write_paths(study: str, run: Run) -> None:
     rows = []
     for i, (result, path) in enumerate(zip(results, paths)):
         x, y = path[0, -2:]  # the goal
-        thinned = thin(position(path).astype(float), tolerance)
+        thinned = thin(positions(path).astype(float), tolerance)
         points = " ".join(metres(x, digits) for x in thinned.flatten())
         row = {"episode": i, "arrived": int(result["score"] > 0)}
         row |= {"goal_x": metres(x), "goal_y": metres(y)}
@@ -79,24 +73,22 @@ def write_paths(study: str, run: Run) -> None:
     name = f"{args.env_id}-{args.preset}-{args.seed}"
     write_record(folder / f"paths-{name}.csv", rows, started, **about)
     chosen = np.random.default_rng(0).choice(len(data.obs), STATES, replace=False)
-    sample = position(data.obs.numpy()[np.sort(chosen)])
+    sample = positions(data.obs.numpy()[np.sort(chosen)])
     states = [{"x": metres(x), "y": metres(y)} for x, y in sample]
     write_record(folder / f"states-{args.env_id}.csv", states, started, dataset=dataset)
 
 
-def read_panel(folder: Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """What draw_paths.py needs of a run: where and what it was, and its arrays."""
+def read_panel(folder: Path, name: str) -> Panel:
+    """A recorded run as draw_paths.py draws it."""
     run, rows = read_record(folder / f"paths-{name}.csv")
     _, states = read_record(folder / f"states-{run['args']['env_id']}.csv")
-    paths = [np.array(row["path"].split(), float).reshape(-1, 2) for row in rows]
-    data = {
-        "states": np.stack([column(states, "x"), column(states, "y")], 1),
-        "paths": np.concatenate(paths),
-        "steps": np.array([len(path) for path in paths]),
-        "arrived": column(rows, "arrived") == 1,
-        "goals": np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
-    }
-    return run, data
+    return Panel(
+        args=SimpleNamespace(**run["args"]),
+        paths=[np.array(row["path"].split(), float).reshape(-1, 2) for row in rows],
+        goals=np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
+        arrived=[row["arrived"] == "1" for row in rows],
+        states=np.stack([column(states, "x"), column(states, "y")], 1),
+    )
 
 
 def draw_mazes(folder: Path, names: list[str], path: Path) -> None:
