@@ -72,6 +72,19 @@ def antmaze(records: Path) -> str:
     return markdown([*head, "free cells visited", "1 m squares"], rows)
 
 
+def antmaze_forms(records: Path) -> str:
+    """What is rewarded in each form of one recording, beside what is reported of D4RL's own."""
+    rows = []
+    for name in ("umaze", "medium-play"):
+        _, sets = read_record(records / "datasets" / f"antmaze-{name}.csv")
+        for made in sets:
+            shares = [percent(made[x]) for x in ("reward_share", "success")]
+            rows.append([name, made["form"], f"{made['transitions']:,.0f}", *shares])
+    rows.append(["D4RL's medium-play", "its own", "1,000,000", "1 % at most", "about 11 %"])
+    head = ["set", "form", "transitions", "steps with reward 1", "episodes that see the goal"]
+    return markdown(head, rows)
+
+
 def hopper(records: Path) -> str:
     """The sets of record_policy.py."""
     _, sets = read_record(records / "datasets" / "hopper-sets.csv")
@@ -88,5 +101,6 @@ def tables(records: Path) -> dict[str, str]:
     return {
         "pointmaze-sets": pointmaze(records),
         "antmaze-sets": antmaze(records),
+        "antmaze-forms": antmaze_forms(records),
         "collect": hopper(records),
     }
