@@ -86,7 +86,7 @@ def read_panel(folder: Path, name: str) -> Panel:
         args=SimpleNamespace(**run["args"]),
         paths=[np.array(row["path"].split(), float).reshape(-1, 2) for row in rows],
         goals=np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
-        arrived=[row["arrived"] == "1" for row in rows],
+        arrived=list(column(rows, "arrived") == 1),
         states=np.stack([column(states, "x"), column(states, "y")], 1),
     )
 
