@@ -10,8 +10,8 @@ time.
 Writes the weights in the layout that make_antmaze.py loads from ant_goal.npz beside it. The file
 that comes with the repository is another: trained for seven times as long, the second half of it
 among walls, a part that is not here. After 1.2 million steps on the floor every ant finds its
-target there (results/records/datasets/train-ant.csv), but in the large maze, with noise, 13 of 20 arrived
-where the other's all do, and a third of the steps were spent on the back.
+target there (results/records/datasets/train-ant.csv), but in the large maze, with noise, 13 of 20
+arrived where the other's all do, and a third of the steps were spent on the back.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -224,9 +225,12 @@ def test_the_script_loads_both_forms(antmaze, sets, inline):
     run("--task", "umaze", "--form", "minari", "d4rl", "--transitions", 3000, "--length", 250)
     for name in ("umaze-v0", "umaze-d4rl-v0"):
         flags = ["--env-id", "antmaze-umaze", "--dataset-id", f"edq/antmaze/{name}"]
-        parsed = antmaze.parse_args([*flags, "--reward", "raw", "--device", "cpu"])
-        args = parsed[0] if isinstance(parsed, tuple) else parsed
+        args = antmaze.parse_args([*flags, "--reward", "raw", "--device", "cpu"])
         data, info = antmaze.load_dataset(args, "cpu")
+        spec = json.loads(load(sets, name).storage.metadata["eval_env_spec"])
+        task = antmaze.TASKS["antmaze-umaze"]
+        assert spec["id"] == task.env
+        assert spec["kwargs"].items() >= task.env_kwargs.items()
         assert data.obs.shape == (3000, 31)
         assert info["episodes"] == 12
         radius = 0.5 if "d4rl" in name else 0.45
