@@ -8,16 +8,14 @@ a pixel of the pictures is as wide or wider.
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from results.common.records import RECORDS, ROOT, column, read_record, write_record
-from results.common.runs import Run, load_data
-from results.common.walks import watch
+from results.common.runs import read_json
 
-sys.path.append(str(ROOT / "results" / "datasets"))
-from draw_paths import Panel, draw, positions
+sys.path.append(str(ROOT / "results" / "datasets"))  # as the tools there find each other
+import draw_paths
 
 
 def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
@@ -43,54 +41,48 @@ def metres(x: float, digits: int = 3) -> str:
     return f"{round(float(x), digits) + 0.0:g}"
 
 
-STATES = 4000  # of the data, drawn in grey
-
-
-def write_paths(study: str, run: Run) -> None:
+def write_paths(study: str, run_dir: Path) -> None:
     """Record the paths of an evaluation of a run, and the states that are drawn beneath them."""
     started = time.time()
-    args, task = run.args, run.script.TASKS[run.args.env_id]
-    data, info = load_data(run)
-    results, paths = watch(run, args.eval_episodes)
+    record = read_json(run_dir / "run.json")
+    panel = draw_paths.evaluate(run_dir, record["args"]["eval_episodes"], with_data=True)
+    args, task = panel.args, draw_paths.edq.TASKS[panel.args.env_id]
     is_ant = task.env.startswith("Ant")
     tolerance, digits = (0.06, 2) if is_ant else (0.005, 3)
     rows = []
-    for i, (result, path) in enumerate(zip(results, paths)):
-        x, y = path[0, -2:]  # the goal
-        thinned = thin(positions(path).astype(float), tolerance)
+    for i, (path, (x, y)) in enumerate(zip(panel.paths, panel.goals)):
+        thinned = thin(path.astype(float), tolerance)
         points = " ".join(metres(x, digits) for x in thinned.flatten())
-        row = {"episode": i, "arrived": int(result["score"] > 0)}
+        row = {"episode": i, "arrived": int(panel.arrived[i])}
         row |= {"goal_x": metres(x), "goal_y": metres(y)}
         rows.append(row | {"path": points})
-    dataset = {"id": info["id"], "hash": info["hash"]}
+    dataset = {name: record["dataset"][name] for name in ("id", "hash")}
     about = {
-        "simulator": [task.env, task.env_kwargs],
-        "args": {"env_id": args.env_id, "preset": args.preset, "seed": args.seed},
-        "run": {k: run.record[k] for k in ("script", "threads", "versions")},
+        "args": {name: record["args"][name] for name in ("env_id", "preset", "seed")},
+        "run": {name: record[name] for name in ("script", "threads", "versions")},
         "dataset": dataset,
     }
     folder = RECORDS / study
     name = f"{args.env_id}-{args.preset}-{args.seed}"
     write_record(folder / f"paths-{name}.csv", rows, started, **about)
-    chosen = np.random.default_rng(0).choice(len(data.obs), STATES, replace=False)
-    sample = positions(data.obs.numpy()[np.sort(chosen)])
-    states = [{"x": metres(x), "y": metres(y)} for x, y in sample]
+    states = [{"x": metres(x), "y": metres(y)} for x, y in panel.states]
     write_record(folder / f"states-{args.env_id}.csv", states, started, dataset=dataset)
 
 
-def read_panel(folder: Path, name: str) -> Panel:
-    """A recorded run as draw_paths.py draws it."""
+def read_panel(folder: Path, name: str) -> draw_paths.Panel:
+    """What draw_paths.py draws of a run."""
     run, rows = read_record(folder / f"paths-{name}.csv")
-    _, states = read_record(folder / f"states-{run['args']['env_id']}.csv")
-    return Panel(
-        args=SimpleNamespace(**run["args"]),
+    args = draw_paths.edq.Args(**run["args"])
+    _, states = read_record(folder / f"states-{args.env_id}.csv")
+    return draw_paths.Panel(
+        args=args,
         paths=[np.array(row["path"].split(), float).reshape(-1, 2) for row in rows],
         goals=np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
-        arrived=list(column(rows, "arrived") == 1),
+        arrived=[row["arrived"] == 1 for row in rows],
         states=np.stack([column(states, "x"), column(states, "y")], 1),
     )
 
 
 def draw_mazes(folder: Path, names: list[str], path: Path) -> None:
     """A panel a recorded run."""
-    draw([read_panel(folder, name) for name in names], path)
+    draw_paths.draw([read_panel(folder, name) for name in names], path)

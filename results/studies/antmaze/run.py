@@ -1,6 +1,6 @@
 """Look inside trained agents: does Q tell how far the goal is, and which action is better?
 
-    python results/studies/antmaze/run.py runs/<folder> ... --out results/records/antmaze/inside.csv
+    python results/studies/antmaze/run.py runs/<run folder> ... --out inside.csv
     python results/studies/antmaze/run.py runs/<run folder> ... --walk 20 --actor runs/<another>
 
 A row for each run and number of steps that the data still take to an `end` (in a maze: to the

@@ -16,7 +16,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from results.common.pictures import write_paths
 from results.common.records import RECORDS, write_record
-from results.common.runs import fail, load_run, script_of
+from results.common.runs import fail, script_of
 from results.studies.benchmark.made_sets import POINTMAZE
 
 CHANCE = (  # script, task, episodes
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
             fail("which runs?")
         for folder in args.runs:
             study = "antmaze" if "antmaze" in folder.name else "benchmark"
-            write_paths(study, load_run(folder))
+            write_paths(study, folder)
 
 
 if __name__ == "__main__":
