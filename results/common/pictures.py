@@ -27,8 +27,10 @@ def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
         first, last = todo.pop()
         way = path[last] - path[first]
         away = path[first : last + 1] - path[first]
-        along = np.clip(away @ way / max(way @ way, 1e-12), 0, 1)
-        distance = np.linalg.norm(away - along[:, None] * way, axis=1)
+        length = max(way @ way, 1e-12)  # squared
+        along = np.clip(away @ way / length, 0, 1)
+        off = away - np.outer(along, way)
+        distance = np.linalg.norm(off, axis=1)
         if distance.max() > tolerance:
             middle = first + int(distance.argmax())
             keep.add(middle)
@@ -41,7 +43,11 @@ def metres(x: float, digits: int = 3) -> str:
     return f"{round(float(x), digits) + 0.0:g}"
 
 
-def write_paths(study: str, run_dir: Path) -> None:
+def part(of: dict, *names: str) -> dict:
+    return {name: of[name] for name in names}
+
+
+def write_paths(study: str, run_dir: Path):
     """Record the paths of an evaluation of a run, and the states that are drawn beneath them."""
     started = time.time()
     record = read_json(run_dir / "run.json")
@@ -50,16 +56,21 @@ def write_paths(study: str, run_dir: Path) -> None:
     is_ant = task.env.startswith("Ant")
     tolerance, digits = (0.06, 2) if is_ant else (0.005, 3)
     rows = []
-    for i, (path, (x, y)) in enumerate(zip(panel.paths, panel.goals)):
+    for i, path in enumerate(panel.paths):
         thinned = thin(path.astype(float), tolerance)
-        points = " ".join(metres(x, digits) for x in thinned.flatten())
-        row = {"episode": i, "arrived": int(panel.arrived[i])}
-        row |= {"goal_x": metres(x), "goal_y": metres(y)}
-        rows.append(row | {"path": points})
-    dataset = {name: record["dataset"][name] for name in ("id", "hash")}
+        points = [metres(x, digits) for x in thinned.flatten()]
+        row = {
+            "episode": i,
+            "arrived": int(panel.arrived[i]),
+            "goal_x": metres(panel.goals[i, 0]),
+            "goal_y": metres(panel.goals[i, 1]),
+            "path": " ".join(points),
+        }
+        rows.append(row)
+    dataset = part(record["dataset"], "id", "hash")
     about = {
-        "args": {name: record["args"][name] for name in ("env_id", "preset", "seed")},
-        "run": {name: record[name] for name in ("script", "threads", "versions")},
+        "args": part(record["args"], "env_id", "preset", "seed"),
+        "run": part(record, "script", "threads", "versions"),
         "dataset": dataset,
     }
     folder = RECORDS / study
@@ -69,6 +80,16 @@ def write_paths(study: str, run_dir: Path) -> None:
     write_record(folder / f"states-{args.env_id}.csv", states, started, dataset=dataset)
 
 
+def path_of(row: dict) -> np.ndarray:
+    numbers = np.array(row["path"].split(), float)
+    return numbers.reshape(-1, 2)
+
+
+def pairs(rows, x: str, y: str) -> np.ndarray:
+    """Two columns, `[N, 2]`."""
+    return np.stack([column(rows, x), column(rows, y)], 1)
+
+
 def read_panel(folder: Path, name: str) -> draw_paths.Panel:
     """What draw_paths.py draws of a run."""
     run, rows = read_record(folder / f"paths-{name}.csv")
@@ -76,13 +97,13 @@ def read_panel(folder: Path, name: str) -> draw_paths.Panel:
     _, states = read_record(folder / f"states-{args.env_id}.csv")
     return draw_paths.Panel(
         args=args,
-        paths=[np.array(row["path"].split(), float).reshape(-1, 2) for row in rows],
-        goals=np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
+        paths=[path_of(row) for row in rows],
+        goals=pairs(rows, "goal_x", "goal_y"),
         arrived=[row["arrived"] == 1 for row in rows],
-        states=np.stack([column(states, "x"), column(states, "y")], 1),
+        states=pairs(states, "x", "y"),
     )
 
 
-def draw_mazes(folder: Path, names: list[str], path: Path) -> None:
+def draw_mazes(folder: Path, names, path: Path):
     """A panel a recorded run."""
     draw_paths.draw([read_panel(folder, name) for name in names], path)

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT / "results" / "datasets"))  # as the tools there find e
 from draw_paths import Recorder
 
 
-def watch(run: Run, episodes: int, **changes: object) -> tuple[list[dict], list[np.ndarray]]:
+def watch(run: Run, episodes: int, **changes: object):
     """Results and observations `[length + 1, S]` of episodes of an evaluation.
 
     `changes` are of the arguments of the evaluation.

@@ -27,7 +27,7 @@ HOPPER = {  # of each recorded set: what D4RL's own is
 MAZES = ("umaze", "medium", "large")
 
 
-def by_seed(runs: list[dict], preset: str, name: str = "last", digits: int = 0) -> str:
+def by_seed(runs, preset: str, name: str = "last", digits: int = 0) -> str:
     """One column of the runs with a preset, in the order of their seeds."""
     chosen = sorted(pick(runs, preset=preset), key=lambda run: run["seed"])
     return ", ".join(f"{value:.{digits}f}" for value in column(chosen, name))

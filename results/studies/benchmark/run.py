@@ -37,7 +37,7 @@ class Args:
     """run folders, for paths"""
 
 
-def random_episode(env, seed: int) -> list[float]:
+def random_episode(env, seed: int):
     """Rewards of an episode of uniform actions."""
     env.reset(seed=seed)
     env.action_space.seed(seed)
@@ -50,7 +50,7 @@ def random_episode(env, seed: int) -> list[float]:
     return rewards
 
 
-def write_chance() -> None:
+def write_chance():
     """What uniform actions score."""
     import numpy as np
 
@@ -71,7 +71,7 @@ def write_chance() -> None:
     write_record(RECORDS / "benchmark" / "chance.csv", rows, started)
 
 
-def write_sets() -> None:
+def write_sets():
     """The PointMaze sets: their size, and the share of episodes that see the goal in time."""
     import gymnasium as gym
 
@@ -97,7 +97,7 @@ def write_sets() -> None:
     write_record(RECORDS / "datasets" / "pointmaze-sets.csv", rows, started)
 
 
-def main(args: Args) -> None:
+def main(args: Args):
     if args.what == "chance":
         write_chance()
     if args.what == "sets":
