@@ -79,7 +79,9 @@ CHANGED += ("policy_action", "num_candidates", "action_selection", "eval_episode
 
 def script_args(args: Args, saved: dict):
     """The arguments of the clone's run, with those of the branch."""
-    flags = ["--env-id", saved["env_id"], "--dataset-id", saved["dataset_id"], "--device", "cpu"]
+    flags = ["--env-id", saved["env_id"], "--device", "cpu"]
+    if saved["dataset_id"]:
+        flags += ["--dataset-id", saved["dataset_id"]]
     edq_args = edq.parse_args(flags)
     edq_args.entropy_estimator = "none"
     edq_args.max_q_backup = False
