@@ -150,6 +150,11 @@ def learned(records: Path) -> str:
             data = f"{runs[0]['data']:.1f}"
             updates = f"{runs[0]['updates']:,.0f}"
             lines.append([runs[0]["dataset"], label, data, updates, last, best, minutes])
+    for row in read_record(records / "benchmark" / "peer.csv")[1]:
+        label = f"{row['method'].upper()} (d3rlpy, width 256, batch 256)"
+        cells = [row["dataset"], label, f"{row['data']:.1f}", f"{row['updates']:,.0f}"]
+        minutes = f"{row['seconds'] / 60:.0f}"
+        lines.append([*cells, score_text(row), f"{row['best']:.1f}", minutes])
     head = ["dataset (stand-in)", "arm", "data", "updates", "last, per seed", "best", "minutes"]
     return markdown(head, lines)
 
