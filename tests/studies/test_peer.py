@@ -9,6 +9,8 @@ import torch
 import edq_antmaze
 from results.studies.benchmark import peer
 
+pytestmark = pytest.mark.study
+
 
 class Still:
     """Acts with zeros; keeps the batches it is given and the observations it is shown."""
