@@ -36,7 +36,9 @@ def datasets(tmp_path, monkeypatch):
     """Datasets go to a folder of the test; XML files left behind would be seen in another."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))  # of this process, which has read TMPDIR already
+    monkeypatch.setattr(
+        tempfile, "tempdir", str(tmp_path / "tmp")
+    )  # of this process, which has read TMPDIR already
     (tmp_path / "tmp").mkdir()
     yield tmp_path / "minari"
     assert not list((tmp_path / "tmp").glob("*.xml"))
@@ -62,7 +64,14 @@ def content(root, task="umaze") -> str:
     """A hash of all that Minari reads of a set."""
     digest = hashlib.sha256()
     for e in minari.MinariDataset(str(root / "edq" / "antmaze" / f"{task}-v0" / "data")):
-        arrays = *e.observations.values(), e.actions, e.rewards, e.terminations, e.truncations, e.infos["success"]
+        arrays = (
+            *e.observations.values(),
+            e.actions,
+            e.rewards,
+            e.terminations,
+            e.truncations,
+            e.infos["success"],
+        )
         for array in arrays:
             digest.update(array.tobytes())
     return digest.hexdigest()
@@ -75,11 +84,17 @@ def test_equal_whatever_the_number_of_processes(tmp_path):
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert one.split("figures")[1] == two.split("figures")[1]
     assert not list(tmp_path.glob("*/edq/antmaze/.unfinished*"))
-    assert [p.name for p in (tmp_path / "one" / "edq" / "antmaze").iterdir() if p.is_dir()] == ["umaze-v0"]
+    assert [p.name for p in (tmp_path / "one" / "edq" / "antmaze").iterdir() if p.is_dir()] == [
+        "umaze-v0"
+    ]
     generator.record_group("umaze", 40, 4, 0.2, 0, 1, tmp_path / "other.npz")
     generator.record_group("umaze", 40, 3, 0.2, 0, 1, tmp_path / "same.npz")
-    first = next(iter(minari.MinariDataset(str(tmp_path / "one" / "edq" / "antmaze" / "umaze-v0" / "data"))))
-    same, other = (generator.load_arrays(tmp_path / f"{name}.npz")["actions"][0] for name in ("same", "other"))
+    first = next(
+        iter(minari.MinariDataset(str(tmp_path / "one" / "edq" / "antmaze" / "umaze-v0" / "data")))
+    )
+    same, other = (
+        generator.load_arrays(tmp_path / f"{name}.npz")["actions"][0] for name in ("same", "other")
+    )
     # This process may use more threads, and so round otherwise, which grows along an episode.
     assert np.allclose(same[:3], first.actions[:3], atol=1e-3) and not np.allclose(
         other[:3], first.actions[:3], atol=0.1
@@ -87,7 +102,12 @@ def test_equal_whatever_the_number_of_processes(tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    return [int(x) for x in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()]
+    return [
+        int(x)
+        for x in subprocess.run(
+            ["pgrep", "-P", str(pid)], capture_output=True, text=True
+        ).stdout.split()
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -99,7 +119,9 @@ def test_killed_and_started_again(tmp_path, how):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     workers = children(process.pid)
-    os.kill(process.pid, how)  # the process alone: a terminal's Ctrl-C would reach the workers too, who ignore it
+    os.kill(
+        process.pid, how
+    )  # the process alone: a terminal's Ctrl-C would reach the workers too, who ignore it
     process.communicate(timeout=20)
     assert process.returncode != 0 and workers
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
@@ -121,9 +143,13 @@ def test_killed_and_started_again(tmp_path, how):
     assert len(cut) == len(whole) == 60
     for a, b in zip(cut, whole):
         same = a.actions == b.actions
-        assert same.sum() >= same.size - (a.id == int(parts[0].stem)) and np.array_equal(a.rewards, b.rewards)
+        assert same.sum() >= same.size - (a.id == int(parts[0].stem)) and np.array_equal(
+            a.rewards, b.rewards
+        )
         assert a.id != int(parts[0].stem) or a.actions[0, 0] == 0.25
-        assert all(np.array_equal(a.observations[key], b.observations[key]) for key in a.observations)
+        assert all(
+            np.array_equal(a.observations[key], b.observations[key]) for key in a.observations
+        )
     assert not list((tmp_path / "cut").rglob(".unfinished*"))
 
 
@@ -144,23 +170,41 @@ def test_replay_in_the_real_environment(datasets, task):
         observations, rewards, success, cut = [obs], [], [info["success"]], []
         for action in e.actions:
             obs, reward, terminated, truncated, info = env.step(action)
-            observations, rewards, success = observations + [obs], rewards + [reward], success + [info["success"]]
+            observations, rewards, success = (
+                observations + [obs],
+                rewards + [reward],
+                success + [info["success"]],
+            )
             cut.append((terminated, truncated))
         for key, size in {"observation": 27, "achieved_goal": 2, "desired_goal": 2}.items():
-            assert e.observations[key].shape == (length + 1, size) and e.observations[key].dtype == np.float32
-            assert np.abs(np.array([o[key] for o in observations]) - e.observations[key]).max() < 1e-5
+            assert (
+                e.observations[key].shape == (length + 1, size)
+                and e.observations[key].dtype == np.float32
+            )
+            assert (
+                np.abs(np.array([o[key] for o in observations]) - e.observations[key]).max() < 1e-5
+            )
         assert np.array_equal(rewards, e.rewards) and np.array_equal(success, e.infos["success"])
         assert np.array_equal(np.array(cut), np.stack([e.terminations, e.truncations], 1))
-        way = np.linalg.norm(e.observations["achieved_goal"] - e.observations["achieved_goal"][0], axis=1)
+        way = np.linalg.norm(
+            e.observations["achieved_goal"] - e.observations["achieved_goal"][0], axis=1
+        )
         assert way.max() > 2 and np.abs(e.actions).max() <= 1 and e.actions.dtype == np.float32
         if task == "umaze":
             assert 0 < e.rewards.sum() < length - 50
     # The evaluation: the same walls, one start, one goal, over on arrival.
     maze, scored = env.unwrapped.maze, eval_env.unwrapped.maze
-    same = [[(a == 1) == (b == 1) for a, b in zip(*lines)] for lines in zip(maze.maze_map, scored.maze_map)]
+    same = [
+        [(a == 1) == (b == 1) for a, b in zip(*lines)]
+        for lines in zip(maze.maze_map, scored.maze_map)
+    ]
     assert np.all(same) and len(maze.maze_map) == len(scored.maze_map)
     assert len(scored.unique_goal_locations) == len(scored.unique_reset_locations) == 1
-    assert not eval_env.unwrapped.continuing_task and env.unwrapped.continuing_task and not env.unwrapped.reset_target
+    assert (
+        not eval_env.unwrapped.continuing_task
+        and env.unwrapped.continuing_task
+        and not env.unwrapped.reset_target
+    )
     cells = {
         "umaze": 1,
         "umaze-diverse": 7,
@@ -170,10 +214,13 @@ def test_replay_in_the_real_environment(datasets, task):
         "large-diverse": 8,
     }
     assert len(maze.unique_goal_locations) == len(maze.unique_reset_locations) == cells[task]
-    metadata = json.loads((datasets / "edq" / "antmaze" / f"{task}-v0" / "data" / "metadata.json").read_text())
-    assert (metadata["ref_min_score"], metadata["ref_max_score"]) == (0, 1) and "not the published" in metadata[
-        "description"
-    ]
+    metadata = json.loads(
+        (datasets / "edq" / "antmaze" / f"{task}-v0" / "data" / "metadata.json").read_text()
+    )
+    assert (metadata["ref_min_score"], metadata["ref_max_score"]) == (
+        0,
+        1,
+    ) and "not the published" in metadata["description"]
     env.close(), eval_env.close()
 
 
@@ -184,7 +231,9 @@ def test_the_script_loads_it(antmaze, datasets):
     args = antmaze.replace(antmaze.Args(), env_id=name, dataset_id=dataset_id, reward="raw")
     before = antmaze.TASKS[name]
     data, info = antmaze.load_dataset(args, "cpu")
-    assert data.obs.shape == (3000, 31) and data.action.shape == (3000, 8) and info["episodes"] == 20
+    assert (
+        data.obs.shape == (3000, 31) and data.action.shape == (3000, 8) and info["episodes"] == 20
+    )
     near = (data.next_obs[:, 27:29] - data.next_obs[:, 29:]).norm(dim=1) <= generator.RADIUS
     assert near.any() and not near.all()
     assert torch.equal(data.reward, near.float()) and torch.equal(data.end, near.float())
@@ -193,19 +242,25 @@ def test_the_script_loads_it(antmaze, datasets):
 
 def test_figures_and_record(datasets, tmp_path, capsys):
     """What is printed and recorded is what is in the set."""
-    args = generator.Args("umaze", 650, seed=1, processes=1, dataset_id="some/ant-v3", record=tmp_path / "sets.csv")
+    args = generator.Args(
+        "umaze", 650, seed=1, processes=1, dataset_id="some/ant-v3", record=tmp_path / "sets.csv"
+    )
     generator.main(args)
     (row,) = csv.DictReader(args.record.open())
     (e,) = minari.load_dataset("some/ant-v3")
     assert len(e.rewards) == 700 == int(row["transitions"])  # rounded up
-    assert float(row["success"]) == float(e.rewards.any()) and float(row["reward_share"]) == round(e.rewards.mean(), 4)
+    assert float(row["success"]) == float(e.rewards.any()) and float(row["reward_share"]) == round(
+        e.rewards.mean(), 4
+    )
     xy = e.observations["achieved_goal"]
     assert int(row["squares"]) == len({(x // 1, y // 1) for x, y in xy.tolist()})
     assert (
-        int(row["cells"]) == len({((x + 10) // 4, (y + 10) // 4) for x, y in xy.tolist()}) and row["free_cells"] == "7"
+        int(row["cells"]) == len({((x + 10) // 4, (y + 10) // 4) for x, y in xy.tolist()})
+        and row["free_cells"] == "7"
     )
     assert (
-        "1 episodes of 700 steps" in (out := capsys.readouterr().out) and f"{e.rewards.mean():.1%} of the steps" in out
+        "1 episodes of 700 steps" in (out := capsys.readouterr().out)
+        and f"{e.rewards.mean():.1%} of the steps" in out
     )
     # The same once more: refused, and the set stays.
     with pytest.raises(SystemExit) as stop:
@@ -226,7 +281,12 @@ def test_bad_flags(datasets, capsys, flags, word):
     with pytest.raises(SystemExit) as stop:
         generator.main(generator.tyro.cli(generator.Args, args=[str(f) for f in flags]))
     text = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and text.startswith("error: ") and len(text.splitlines()) == 1 and word in text
+    assert (
+        stop.value.code == 2
+        and text.startswith("error: ")
+        and len(text.splitlines()) == 1
+        and word in text
+    )
     assert not datasets.exists() or not list(datasets.iterdir())  # Minari makes the empty folder
 
 
@@ -239,7 +299,9 @@ def test_shortest_ways():
         steps[goal] = 0
         for _ in range(60):  # relaxation: a cell is one step farther than its nearest neighbour
             for i, j in set(free) - {goal}:
-                steps[i, j] = 1 + min(steps[i + 1, j], steps[i - 1, j], steps[i, j + 1], steps[i, j - 1])
+                steps[i, j] = 1 + min(
+                    steps[i + 1, j], steps[i - 1, j], steps[i, j + 1], steps[i, j - 1]
+                )
         following = generator.way_to(goal, walls)
         assert set(following) == set(free) and following[goal] == goal
         for cell in set(free) - {goal}:
@@ -252,7 +314,9 @@ def states(count: int, seed: int) -> np.ndarray:
     x = rng.normal(size=(count, 29))
     x[:, 2], x[:, 3:7] = 1.0, rng.normal(size=(count, 4)) * (0.3, 0.1, 0.1, 1) + (1, 0, 0, 0)
     x[:, 3:7] /= np.linalg.norm(x[:, 3:7], axis=1, keepdims=True)
-    limits = np.radians([[-30, 30], [30, 70], [-30, 30], [-70, -30], [-30, 30], [-70, -30], [-30, 30], [30, 70]])
+    limits = np.radians(
+        [[-30, 30], [30, 70], [-30, 30], [-70, -30], [-30, 30], [-70, -30], [-30, 30], [30, 70]]
+    )
     x[:, 7:15] = rng.uniform(*limits.T, (count, 8))
     return x
 
@@ -274,12 +338,16 @@ def test_features_after_a_quarter_turn_of_the_world():
     g, same = generator.features(turned[:, 2:], np.stack([-rel[:, 1], rel[:, 0]], 1))
     assert np.abs(f - g).max() < 1e-12 and np.array_equal(k, same)
     assert f.shape == (50, 30) and len(set(k.tolist())) == 4
-    assert (np.abs(f[:, 5]) <= f[:, 4] + 1e-9).all()  # the target lies within 45 degrees of the front
+    assert (
+        np.abs(f[:, 5]) <= f[:, 4] + 1e-9
+    ).all()  # the target lies within 45 degrees of the front
 
 
 def test_features_and_torques_after_a_quarter_turn_of_the_ant():
     """The same ant with its legs numbered from another one: equal features, and the same motion in the simulator."""
-    model = mj.MjModel.from_xml_path(os.path.join(os.path.dirname(gymnasium.envs.mujoco.__file__), "assets", "ant.xml"))
+    model = mj.MjModel.from_xml_path(
+        os.path.join(os.path.dirname(gymnasium.envs.mujoco.__file__), "assets", "ant.xml")
+    )
     out = np.random.default_rng(2).uniform(-1, 1, (20, 8))
     x, rel, half = states(20, 3), np.random.default_rng(4).normal(size=(20, 2)) * 4, np.sqrt(0.5)
 
@@ -306,12 +374,17 @@ def test_features_and_torques_after_a_quarter_turn_of_the_ant():
             result.append(np.concatenate([data.qpos, data.qvel]))
         return np.array(result)
 
-    (f, k), (g, less) = generator.features(x[:, 2:], rel), generator.features(renumbered(x)[:, 2:], rel)
+    (f, k), (g, less) = (
+        generator.features(x[:, 2:], rel),
+        generator.features(renumbered(x)[:, 2:], rel),
+    )
     assert np.abs(f - g).max() < 1e-12 and np.array_equal((k - 1) % 4, less)
     a, b = generator.torques(out, k), generator.torques(out, less)
     assert not np.allclose(a, b)
     first, second = renumbered(moved(x, a)), moved(renumbered(x), b)
-    sign = np.sign((first[:, 3:7] * second[:, 3:7]).sum(1, keepdims=True))  # q and -q are the same rotation
+    sign = np.sign(
+        (first[:, 3:7] * second[:, 3:7]).sum(1, keepdims=True)
+    )  # q and -q are the same rotation
     second[:, 3:7] *= sign
     assert np.abs(first - second).max() < 1e-6 and np.abs(first - renumbered(x)).max() > 0.1
 
@@ -328,7 +401,9 @@ def test_the_ant_walks():
 def test_training(tmp_path, monkeypatch):
     """A few iterations change the weights, write them in the layout of the generator, and note the curve."""
     monkeypatch.setattr(train_ant, "evaluate", functools.partial(train_ant.evaluate, ants=4))
-    args = train_ant.Args(tmp_path / "ant.npz", tmp_path / "curve.csv", steps=1000, ants=8, rollout=32, eval_every=2)
+    args = train_ant.Args(
+        tmp_path / "ant.npz", tmp_path / "curve.csv", steps=1000, ants=8, rollout=32, eval_every=2
+    )
     trained = train_ant.train(args)
     ant, ours = generator.load_arrays(args.out), generator.load_arrays(generator.ANT)
     assert {k: v.shape for k, v in ant.items()} == {k: v.shape for k, v in ours.items()}
@@ -345,15 +420,25 @@ def test_training(tmp_path, monkeypatch):
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ant.npz", "b.npz", "curve.csv", "tmp"]
     # The same seed once more gives the same weights.
-    again = train_ant.train(train_ant.Args(tmp_path / "c.npz", steps=1000, ants=8, rollout=32, eval_every=2))
+    again = train_ant.train(
+        train_ant.Args(tmp_path / "c.npz", steps=1000, ants=8, rollout=32, eval_every=2)
+    )
     assert all(np.array_equal(again[key], trained[key]) for key in ant)
 
 
-@pytest.mark.parametrize("flags", [("--steps", "0"), ("--seed", "-1"), ("--out", "no/such/folder/ant.npz")])
+@pytest.mark.parametrize(
+    "flags", [("--steps", "0"), ("--seed", "-1"), ("--out", "no/such/folder/ant.npz")]
+)
 def test_bad_flags_of_the_training(tmp_path, flags):
     run = subprocess.run(
-        [sys.executable, str(FOLDER / "train_ant.py"), *flags], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, str(FOLDER / "train_ant.py"), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    errors = [line for line in run.stderr.splitlines() if "AdroitHand" not in line]  # Gymnasium-Robotics says a word
+    errors = [
+        line for line in run.stderr.splitlines() if "AdroitHand" not in line
+    ]  # Gymnasium-Robotics says a word
     assert run.returncode == 2 and len(errors) == 1 and errors[0].startswith("error: ")
     assert [p.name for p in tmp_path.iterdir()] == ["tmp"]

@@ -11,7 +11,16 @@ import pytest
 import torch
 from conftest import hopper_episodes, run_script, write_dataset
 
-HOPPER = ("--env-id", "hopper-medium", "--num-critics", "2", "--hidden-dim", "8", "--batch-size", "4")
+HOPPER = (
+    "--env-id",
+    "hopper-medium",
+    "--num-critics",
+    "2",
+    "--hidden-dim",
+    "8",
+    "--batch-size",
+    "4",
+)
 SHORT = ("--gradient-steps", "4", "--eval-episodes", "1", "--num-candidates", "2")
 
 
@@ -72,7 +81,11 @@ def test_missing_dataset_offers_both_ways(mujoco, capsys, monkeypatch):
 
     monkeypatch.setattr(mujoco.minari, "download_dataset", offline)
     text = refuse(mujoco, capsys, *HOPPER)
-    assert "mujoco/hopper/medium-v0 is not on this machine" in text and "--dataset-id" in text and "no network" in text
+    assert (
+        "mujoco/hopper/medium-v0 is not on this machine" in text
+        and "--dataset-id" in text
+        and "no network" in text
+    )
 
 
 def test_task_without_a_minari_set_names_the_flag(mujoco, capsys):
@@ -115,7 +128,9 @@ def test_empty_dataset_nan_and_wrong_spaces(mujoco, capsys, tmp_path):
     assert "empty" in refuse(mujoco, capsys, *HOPPER, "--dataset-id", empty)
     episodes = hopper_episodes(1, 10)
     episodes[0]["observations"][3, 2] = np.nan
-    assert "NaN" in refuse(mujoco, capsys, *HOPPER, "--dataset-id", write_dataset(tmp_path / "nan", episodes))
+    assert "NaN" in refuse(
+        mujoco, capsys, *HOPPER, "--dataset-id", write_dataset(tmp_path / "nan", episodes)
+    )
     other = write_dataset(tmp_path / "other", hopper_episodes(1, 10, obs_dim=17, act_dim=6))
     text = refuse(mujoco, capsys, *HOPPER, "--dataset-id", other)
     assert "(17, 6)" in text and "(11, 3)" in text
@@ -127,7 +142,9 @@ def test_no_code_in_a_dataset_is_run(mujoco, capsys, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     spec = {"id": "Evil-v0", "entry_point": "evil:Env", "kwargs": {}, "additional_wrappers": [
         {"name": "W", "entry_point": "evil:Env", "kwargs": {}}], "vector_entry_point": None}  # fmt: skip
-    folder = write_dataset(tmp_path / "evil-set", hopper_episodes(1, 10), spec, eval_env_spec=json.dumps(spec))
+    folder = write_dataset(
+        tmp_path / "evil-set", hopper_episodes(1, 10), spec, eval_env_spec=json.dumps(spec)
+    )
     run = ("--dataset-id", folder, "--run-dir", tmp_path / "run")
     mujoco.main(*mujoco.parse_args([*HOPPER, *SHORT, *map(str, run)]))
     assert "Evil-v0" in capsys.readouterr().out
@@ -151,7 +168,11 @@ class Payload:
 @pytest.fixture
 def small_run(mujoco, hopper_set, tmp_path):
     run = tmp_path / "small-run"
-    mujoco.main(*mujoco.parse_args([*HOPPER, *SHORT, "--dataset-id", str(hopper_set), "--run-dir", str(run)]))
+    mujoco.main(
+        *mujoco.parse_args(
+            [*HOPPER, *SHORT, "--dataset-id", str(hopper_set), "--run-dir", str(run)]
+        )
+    )
     return run
 
 
@@ -203,7 +224,9 @@ def test_run_folders(mujoco, small_run, hopper_set, capsys, tmp_path):
     assert "cannot write" in refuse(mujoco, capsys, *flags, tmp_path / "file" / "run")
     hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
     hold += "print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", hold, small_run / "lock"], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, small_run / "lock"], stdout=subprocess.PIPE
+    )
     holder.stdout.readline()
     before = sorted((p.name, p.stat().st_mtime) for p in small_run.iterdir())
     assert "another run" in refuse(mujoco, capsys, "--resume", small_run)
@@ -215,7 +238,12 @@ def test_run_folders(mujoco, small_run, hopper_set, capsys, tmp_path):
 
 def test_tracking_without_a_login(hopper_set, tmp_path):
     flags = (*HOPPER, *SHORT, "--dataset-id", hopper_set, "--run-dir", tmp_path / "run", "--track")
-    env = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    env = {
+        "WANDB_MODE": "online",
+        "WANDB_API_KEY": "",
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "none"),
+    }
     out = run_script("edq_mujoco", *flags, env=env, cwd=tmp_path, stdin=subprocess.DEVNULL)
     assert out.returncode == 2 and "WANDB_MODE=offline" in out.stderr
     assert not (tmp_path / "run").exists()

@@ -33,7 +33,9 @@ def start(folder: Path, suite: Path, *flags: str) -> subprocess.Popen:
     """A benchmark with its runs and records in `folder`."""
     where = ["--runs", str(folder / "runs"), "--records", str(folder / "records")]
     command = [sys.executable, "results/benchmark.py", "--suite", str(suite), *where, *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
@@ -50,7 +52,9 @@ def parents(folder: Path) -> dict[str, int]:
             words = path.read_bytes().decode().split("\0")
             if "edq_antmaze.py" in words[1] and any(str(folder) in word for word in words):
                 run = next(Path(word).name for word in words if str(folder) in word)
-                found[run] = int(re.search(r"PPid:\s+(\d+)", (path.parent / "status").read_text())[1])
+                found[run] = int(
+                    re.search(r"PPid:\s+(\d+)", (path.parent / "status").read_text())[1]
+                )
         except (OSError, IndexError):
             continue
     return found
@@ -69,7 +73,8 @@ def trained(folder: Path) -> list[dict]:
     """A run's metrics without its clocks."""
     with open(folder / "metrics.csv") as file:
         return [
-            {k: v for k, v in row.items() if k not in ("charts/sps", "charts/seconds")} for row in csv.DictReader(file)
+            {k: v for k, v in row.items() if k not in ("charts/sps", "charts/seconds")}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -80,38 +85,72 @@ def test_a_suite_runs_and_is_recorded_and_then_skipped(tmp_path):
     assert about["suite"] == "tiny"
     assert [r["arm"] for r in rows] == ["edq", "edq, K = 2", "other", "other, K = 2"]
     curve = read_record(tmp_path / "records" / "tiny-curves.csv")[1]
-    assert [(r["arm"], r["step"]) for r in curve] == [(a, s) for a in ("edq", "other") for s in (25, 50, 75, 100)]
+    assert [(r["arm"], r["step"]) for r in curve] == [
+        (a, s) for a in ("edq", "other") for s in (25, 50, 75, 100)
+    ]
     for row in rows:  # what is recorded is what the run itself wrote
-        run = tmp_path / "runs" / "tiny" / f"pointmaze-umaze-embedded__{row['arm'].split(',')[0]}__0"
-        episodes = [float(e["score"]) for e in csv_rows(run / "evaluations.csv") if e["step"] == "100"]
+        run = (
+            tmp_path / "runs" / "tiny" / f"pointmaze-umaze-embedded__{row['arm'].split(',')[0]}__0"
+        )
+        episodes = [
+            float(e["score"]) for e in csv_rows(run / "evaluations.csv") if e["step"] == "100"
+        ]
         assert "K = 2" in row["arm"] or row["last"] == pytest.approx(sum(episodes) / len(episodes))
         assert row["dataset"] and row["hash"] and row["updates"] == 100 and row["torch"]
     before = (tmp_path / "records" / "tiny.csv").read_bytes()
     assert "2 of them recorded already" in finish(start(tmp_path, suite))
     assert (tmp_path / "records" / "tiny.csv").read_bytes() == before
-    assert all(line.startswith("recorded") for line in finish(start(tmp_path, suite, "--list")).splitlines())
+    assert all(
+        line.startswith("recorded")
+        for line in finish(start(tmp_path, suite, "--list")).splitlines()
+    )
 
 
 def test_a_stopped_suite_goes_on_from_its_checkpoints(tmp_path):
     suite = write_suite(tmp_path, 400, 'edq = ""\n')
-    process, folder = start(tmp_path, suite), tmp_path / "runs" / "tiny" / "pointmaze-umaze-embedded__edq__0"
+    process, folder = (
+        start(tmp_path, suite),
+        tmp_path / "runs" / "tiny" / "pointmaze-umaze-embedded__edq__0",
+    )
     wait_for(lambda: (folder / "checkpoint_0000000100.pt").exists())
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in finish(process, 130)
     assert not parents(tmp_path), "a run outlived the benchmark"
     finish(start(tmp_path, suite, "--so-far"))
-    (row,), curve = csv_rows(tmp_path / "records" / "tiny.csv"), csv_rows(tmp_path / "records" / "tiny-curves.csv")
-    assert (row["finished"], row["updates"]) == ("False", curve[-1]["step"]) and int(row["updates"]) < 400
-    scores = [float(e["score"]) for e in csv_rows(folder / "evaluations.csv") if e["step"] == row["updates"]]
-    assert float(row["last"]) == pytest.approx(sum(scores) / len(scores)) and float(row["updates_per_second"]) > 0
+    (row,), curve = (
+        csv_rows(tmp_path / "records" / "tiny.csv"),
+        csv_rows(tmp_path / "records" / "tiny-curves.csv"),
+    )
+    assert (row["finished"], row["updates"]) == ("False", curve[-1]["step"]) and int(
+        row["updates"]
+    ) < 400
+    scores = [
+        float(e["score"])
+        for e in csv_rows(folder / "evaluations.csv")
+        if e["step"] == row["updates"]
+    ]
+    assert (
+        float(row["last"]) == pytest.approx(sum(scores) / len(scores))
+        and float(row["updates_per_second"]) > 0
+    )
     finish(start(tmp_path, suite))
-    assert {(row["finished"], row["updates"]) for row in csv_rows(tmp_path / "records" / "tiny.csv")} == {
-        ("True", "400")
-    }
+    assert {
+        (row["finished"], row["updates"]) for row in csv_rows(tmp_path / "records" / "tiny.csv")
+    } == {("True", "400")}
     assert "--resume" in (folder / "run.json").read_text()
     whole = tmp_path / "whole"
-    flags = [*TINY.split(), "--gradient-steps", "400", "--eval-every", "100", "--run-dir", str(whole)]
-    subprocess.run([sys.executable, ROOT / "edq_antmaze.py", *flags], check=True, capture_output=True)
+    flags = [
+        *TINY.split(),
+        "--gradient-steps",
+        "400",
+        "--eval-every",
+        "100",
+        "--run-dir",
+        str(whole),
+    ]
+    subprocess.run(
+        [sys.executable, ROOT / "edq_antmaze.py", *flags], check=True, capture_output=True
+    )
     assert trained(folder) == trained(whole)
 
 
@@ -126,16 +165,27 @@ def test_bad_suites_end_with_a_sentence(tmp_path):
     suite = write_suite(tmp_path, 40, 'edq = ""\n')
     for flags in (["--suite", "no-such"], ["--suite", str(tmp_path / "none.toml")]):
         done = subprocess.run(
-            [sys.executable, "results/benchmark.py", *flags], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "results/benchmark.py", *flags],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
-        assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith("error:")
+            and done.stderr.count("\n") == 1
+        )
     run = tmp_path / "runs" / "tiny" / "pointmaze-umaze-embedded__edq__0"
     run.mkdir(parents=True)
-    (run / "run.json").write_text('{"flags": ["--env-id", "pointmaze-umaze-embedded", "--seed", "5"]}')
+    (run / "run.json").write_text(
+        '{"flags": ["--env-id", "pointmaze-umaze-embedded", "--seed", "5"]}'
+    )
     assert "other flags" in finish(start(tmp_path, suite), 2)
 
 
-@pytest.mark.parametrize("suite", sorted(path.stem for path in (ROOT / "results" / "suites").glob("*.toml")))
+@pytest.mark.parametrize(
+    "suite", sorted(path.stem for path in (ROOT / "results" / "suites").glob("*.toml"))
+)
 def test_every_run_of_a_suite_is_one_its_script_accepts(suite, tmp_path):
     from conftest import load_script
 
@@ -150,7 +200,9 @@ def test_a_ray_worker_killed_midway_costs_what_came_after_the_checkpoint(tmp_pat
     from ray.cluster_utils import Cluster
 
     suite = write_suite(tmp_path, 2000)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     try:
         process = start(tmp_path, suite, "--engine", "ray", "--address", cluster.address)
@@ -159,13 +211,25 @@ def test_a_ray_worker_killed_midway_costs_what_came_after_the_checkpoint(tmp_pat
         workers = parents(tmp_path)
         assert len(set(workers.values())) == 2, "both nodes are at work"
         os.kill(workers[folder.name], signal.SIGKILL)
-        wait_for(lambda: parents(tmp_path).get(folder.name, workers[folder.name]) != workers[folder.name])
+        wait_for(
+            lambda: parents(tmp_path).get(folder.name, workers[folder.name]) != workers[folder.name]
+        )
         finish(process)
     finally:
         cluster.shutdown()
     assert "--resume" in (folder / "run.json").read_text()
     assert {r["arm"] for r in csv_rows(tmp_path / "records" / "tiny.csv")} >= {"edq", "other"}
     whole = tmp_path / "whole"
-    flags = [*TINY.split(), "--gradient-steps", "2000", "--eval-every", "500", "--run-dir", str(whole)]
-    subprocess.run([sys.executable, ROOT / "edq_antmaze.py", *flags], check=True, capture_output=True)
+    flags = [
+        *TINY.split(),
+        "--gradient-steps",
+        "2000",
+        "--eval-every",
+        "500",
+        "--run-dir",
+        str(whole),
+    ]
+    subprocess.run(
+        [sys.executable, ROOT / "edq_antmaze.py", *flags], check=True, capture_output=True
+    )
     assert trained(folder) == trained(whole)

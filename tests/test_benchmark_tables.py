@@ -33,7 +33,15 @@ def made(tmp_path):
     """Records of two whole tasks and one that lacks a preset, with scores that can be computed in the head."""
     shutil.copytree(RECORDS, tmp_path, dirs_exist_ok=True)
     level = {"edq": 60, "edq-entropy": 70, "diffusion-ql": 40, "diffusion-bc": 10}
-    about = {"updates": 6000, "data": 27, "critics": 4, "torch": "2", "threads": 1, "hash": "h", "episodes": 20}
+    about = {
+        "updates": 6000,
+        "data": 27,
+        "critics": 4,
+        "torch": "2",
+        "threads": 1,
+        "hash": "h",
+        "episodes": 20,
+    }
     rows = [
         {"task": task, "arm": arm, "seed": seed, "last": score + 3 * (seed - 1) + extra, "best": score + 20 + extra,
          "offline": score + 5 + extra, "settled": seed > 0, "seconds": 60, **about}
@@ -58,12 +66,16 @@ def test_only_whole_tasks_are_in_the_table(made):
 
 def test_headline_is_mean_and_standard_error(made):
     row = next(line for line in scores.headline(made).splitlines() if "umaze" in line)
-    assert "| 6,000 | 27.0 | 60.0 ± 1.7 | 70.0 ± 1.7 | 40.0 ± 1.7 | 10.0 ± 1.7 |" in row  # 3 / sqrt(3)
+    assert (
+        "| 6,000 | 27.0 | 60.0 ± 1.7 | 70.0 ± 1.7 | 40.0 ± 1.7 | 10.0 ± 1.7 |" in row
+    )  # 3 / sqrt(3)
 
 
 def test_best_of_run_is_worth_what_it_is_above_the_last(made):
     row = next(line for line in scores.selected(made).splitlines() if line.startswith("| EDQ |"))
-    assert [float(v) for v in row.split("|")[2:6]] == [65.0, 70.0, 85.0, 20.0] and row.endswith("| 4 of 6 |")
+    assert [float(v) for v in row.split("|")[2:6]] == [65.0, 70.0, 85.0, 20.0] and row.endswith(
+        "| 4 of 6 |"
+    )
 
 
 def test_runs_on_different_data_are_not_averaged(made):
@@ -78,10 +90,18 @@ def test_aggregates_hold_the_mean_and_improvement_is_certain_where_every_run_is_
     point, low, high = (v[0] for v in found["aggregate"]["edq"])
     assert point == pytest.approx(65) and 62 < low < 65 < high < 68
     values = np.sort([57, 60, 63, 67, 70, 73])
-    assert found["aggregate"]["edq"][0][1] == pytest.approx(values[1:-1].mean())  # a quarter of six off each end
-    assert found["better"]["edq,diffusion-bc"][0][0] == 1 and found["better"]["diffusion-bc,edq"][0][0] == 0
+    assert found["aggregate"]["edq"][0][1] == pytest.approx(
+        values[1:-1].mean()
+    )  # a quarter of six off each end
+    assert (
+        found["better"]["edq,diffusion-bc"][0][0] == 1
+        and found["better"]["diffusion-bc,edq"][0][0] == 0
+    )
     scores.bootstrapped.cache_clear()
-    assert scores.estimates(made)["aggregate"]["edq"][1].tolist() == found["aggregate"]["edq"][1].tolist()  # drawn anew
+    assert (
+        scores.estimates(made)["aggregate"]["edq"][1].tolist()
+        == found["aggregate"]["edq"][1].tolist()
+    )  # drawn anew
     tau = [*found["taus"]].index(60)
     assert found["profile"]["edq"][0][tau] == pytest.approx(np.mean(values > 60))
 
@@ -94,7 +114,9 @@ def test_improvement_is_what_rliable_calls_it():
 def test_a_difference_has_a_t_interval_over_seeds():
     base = [{"seed": str(s), "last": 50} for s in range(3)]
     arm = [{"seed": str(s), "last": 60 + 3 * (s - 1)} for s in range(3)]
-    assert ablations.difference(arm, base) == f"+10.0 ± {4.303 * 3 / math.sqrt(3):.1f}"  # t(0.975, 2) = 4.303
+    assert (
+        ablations.difference(arm, base) == f"+10.0 ± {4.303 * 3 / math.sqrt(3):.1f}"
+    )  # t(0.975, 2) = 4.303
 
 
 @pytest.mark.parametrize("members", [2, 4, 16])
@@ -109,7 +131,13 @@ def test_pessimism_in_closed_form_is_what_samples_show(members):
 def test_every_published_score_has_a_source_and_versions_are_kept_apart():
     rows = csv_rows(RECORDS / "rivals.csv")
     assert all(row["source"] and float(row["score"]) > -5 for row in rows)
-    assert {row["protocol"] for row in rows} <= {"last", "best", "offline", "average of last N", "unclear"}
+    assert {row["protocol"] for row in rows} <= {
+        "last",
+        "best",
+        "offline",
+        "average of last N",
+        "unclear",
+    }
     table = rivals.tables(RECORDS)["rivals"]
     for line in table.splitlines()[2:]:
         versions = set(re.findall(r"\bv[012]\b", line.split("|")[1]))
@@ -119,7 +147,15 @@ def test_every_published_score_has_a_source_and_versions_are_kept_apart():
 def test_groups_of_members_rank_candidates_as_a_plain_loop_does(tmp_path, monkeypatch):
     run = tmp_path / "run"
     flags = "--num-critics 4 --hidden-dim 8 --batch-size 8 --gradient-steps 30 --eval-every 30 --eval-episodes 1"
-    command = [sys.executable, ROOT / "edq_antmaze.py", *flags.split(), "--num-candidates", "5", "--run-dir", run]
+    command = [
+        sys.executable,
+        ROOT / "edq_antmaze.py",
+        *flags.split(),
+        "--num-candidates",
+        "5",
+        "--run-dir",
+        run,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     monkeypatch.setattr(ensemble, "STATES", 20)
     (row,) = ensemble.compare(run)  # of 4 members only groups of 2 leave two groups
@@ -136,8 +172,14 @@ def test_groups_of_members_rank_candidates_as_a_plain_loop_does(tmp_path, monkey
     same, lost = [], []
     for group, others in ((order[:2], order[2:]), (order[2:], order[:2])):
         for state in range(20):
-            whole = [np.mean(q[others, state, k]) - 4 * np.std(q[others, state, k], ddof=1) for k in range(5)]
-            part = [np.mean(q[group, state, k]) - 4 * np.std(q[group, state, k], ddof=1) for k in range(5)]
+            whole = [
+                np.mean(q[others, state, k]) - 4 * np.std(q[others, state, k], ddof=1)
+                for k in range(5)
+            ]
+            part = [
+                np.mean(q[group, state, k]) - 4 * np.std(q[group, state, k], ddof=1)
+                for k in range(5)
+            ]
             same.append(int(np.argmax(whole)) == int(np.argmax(part)))
             lost.append((max(whole) - whole[int(np.argmax(part))]) / np.std(whole, ddof=1))
     assert row["same_choice"] == pytest.approx(np.mean(same)) and 0 < np.mean(same) < 1

@@ -44,7 +44,9 @@ def weights_of(kind, obs_dim=11, act_dim=3, hidden=(16, 12), scale=0.7, seed=0):
     rng, state = np.random.default_rng(seed), {}
 
     def layer(name, size_in, size_out):
-        state[f"{name}.weight"] = torch.tensor(rng.normal(size=(size_out, size_in)) * scale / size_in**0.5).float()
+        state[f"{name}.weight"] = torch.tensor(
+            rng.normal(size=(size_out, size_in)) * scale / size_in**0.5
+        ).float()
         state[f"{name}.bias"] = torch.tensor(rng.normal(size=size_out) * 0.3).float()
 
     body, head = SIZES[kind]
@@ -69,7 +71,9 @@ def write_zip(path, state, data=None, **policy_kwargs):
         torch.save(state, buffer := io.BytesIO())
         state = buffer.getvalue()
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr("data", json.dumps({"use_sde": False, "policy_kwargs": policy_kwargs} | (data or {})))
+        file.writestr(
+            "data", json.dumps({"use_sde": False, "policy_kwargs": policy_kwargs} | (data or {}))
+        )
         file.writestr("policy.pth", state)
         file.writestr("_stable_baselines3_version", "2.9.2")
     return path
@@ -92,7 +96,9 @@ def record(*flags, dataset="test/set-v0", env="Hopper-v5"):
 
 def flat(episodes):
     """Observations before an action, and actions, of all episodes."""
-    return np.concatenate([e.observations[:-1] for e in episodes]), np.concatenate([e.actions for e in episodes])
+    return np.concatenate([e.observations[:-1] for e in episodes]), np.concatenate(
+        [e.actions for e in episodes]
+    )
 
 
 def forward(state, kind, x, activation):
@@ -100,7 +106,10 @@ def forward(state, kind, x, activation):
     body, head = SIZES[kind]
     x = x.astype(np.float64)
     for i in (0, 2):
-        x = activation(x @ state[f"{body.format(i)}.weight"].numpy().T + state[f"{body.format(i)}.bias"].numpy())
+        x = activation(
+            x @ state[f"{body.format(i)}.weight"].numpy().T
+            + state[f"{body.format(i)}.bias"].numpy()
+        )
     return x, x @ state[f"{head}.weight"].numpy().T + state[f"{head}.bias"].numpy()
 
 
@@ -121,7 +130,9 @@ NAMED = "<class 'torch.nn.modules.activation.{}'>"
 ])  # fmt: skip
 def test_means_of_all_kinds(kind, named, activation, tmp_path):
     state = weights_of(kind)
-    kwargs = {"net_arch": [16, 12]} | ({"activation_fn": NAMED.format(named), ":serialized:": "x"} if named else {})
+    kwargs = {"net_arch": [16, 12]} | (
+        {"activation_fn": NAMED.format(named), ":serialized:": "x"} if named else {}
+    )
     file = write_zip(tmp_path / "policy.zip", state, **kwargs)
     obs, actions = flat(record("--policy", file, "--deterministic", "--transitions", 300)[0])
     mean = forward(state, kind, obs, activation)[1]
@@ -135,35 +146,55 @@ def test_spread_of_ppo_and_sac(tmp_path):
     for kind, activation in (("PPO", np.tanh), ("SAC", relu)):
         state = weights_of(kind, scale=0.3)
         file = write_zip(tmp_path / f"{kind}.zip", state)
-        obs, actions = flat(record("--policy", file, "--transitions", 3000, dataset=f"test/{kind}-v0")[0])
+        obs, actions = flat(
+            record("--policy", file, "--transitions", 3000, dataset=f"test/{kind}-v0")[0]
+        )
         last, mean = forward(state, kind, obs, activation)
         if kind == "PPO":
             z = (actions - mean) / np.exp(state["log_std"].numpy())
             assert np.abs(actions).max() < 1  # nothing clipped, so z is the normal noise itself
         else:
-            log_std = last @ state["actor.log_std.weight"].numpy().T + state["actor.log_std.bias"].numpy()
+            log_std = (
+                last @ state["actor.log_std.weight"].numpy().T + state["actor.log_std.bias"].numpy()
+            )
             kept = np.abs(actions) < 0.9999  # beyond, float32 cannot be inverted
             assert kept.mean() > 0.95
             z = np.where(
-                kept, (np.arctanh(actions.clip(-0.9999, 0.9999)) - mean) / np.exp(log_std.clip(-20, 2)), np.nan
+                kept,
+                (np.arctanh(actions.clip(-0.9999, 0.9999)) - mean) / np.exp(log_std.clip(-20, 2)),
+                np.nan,
             )
-        assert np.abs(np.nanmean(z, 0)).max() < 0.08 and np.abs(np.nanstd(z, 0) - 1).max() < 0.08, kind
-        assert np.abs(np.corrcoef(np.nan_to_num(z).T) - np.eye(3)).max() < 0.1  # own noise in each component
+        assert np.abs(np.nanmean(z, 0)).max() < 0.08 and np.abs(np.nanstd(z, 0) - 1).max() < 0.08, (
+            kind
+        )
+        assert (
+            np.abs(np.corrcoef(np.nan_to_num(z).T) - np.eye(3)).max() < 0.1
+        )  # own noise in each component
 
 
 def test_wide_sac_is_no_wider_than_it_acts_in_training(tmp_path):
     state = weights_of("SAC", scale=0.1)
     state["actor.log_std.bias"] += 5  # clamped to 2 by Stable-Baselines3
-    actions = flat(record("--policy", write_zip(tmp_path / "p.zip", state), "--transitions", 500)[0])[1]
-    inside = math.erf(math.atanh(0.999) / math.exp(2) / 2**0.5)  # share of |tanh(N(0, e^2))| below 0.999
+    actions = flat(
+        record("--policy", write_zip(tmp_path / "p.zip", state), "--transitions", 500)[0]
+    )[1]
+    inside = math.erf(
+        math.atanh(0.999) / math.exp(2) / 2**0.5
+    )  # share of |tanh(N(0, e^2))| below 0.999
     assert abs((np.abs(actions) < 0.999).mean() - inside) < 0.06
 
 
 def test_unclipped_actions_are_not_stored(tmp_path):
     state = weights_of("PPO")
     state["action_net.bias"] += torch.tensor([3.0, -3.0, 0.0])
-    actions = flat(record("--policy", write_zip(tmp_path / "p.zip", state), "--transitions", 100)[0])[1]
-    assert (actions[:, 0] == 1).all() and (actions[:, 1] == -1).all() and np.abs(actions[:, 2]).max() < 1
+    actions = flat(
+        record("--policy", write_zip(tmp_path / "p.zip", state), "--transitions", 100)[0]
+    )[1]
+    assert (
+        (actions[:, 0] == 1).all()
+        and (actions[:, 1] == -1).all()
+        and np.abs(actions[:, 2]).max() < 1
+    )
 
 
 def test_normalised_observations(tmp_path):
@@ -172,11 +203,15 @@ def test_normalised_observations(tmp_path):
     var[1] = 0.0  # so that the clip at 10 matters
     np.savez(tmp_path / "stats.npz", mean=mean, var=var)
     file = write_zip(tmp_path / "policy.zip", state)
-    episodes, _ = record("--policy", file, "--obs-stats", tmp_path / "stats.npz", "--transitions", 200)
+    episodes, _ = record(
+        "--policy", file, "--obs-stats", tmp_path / "stats.npz", "--transitions", 200
+    )
     obs, actions = flat(episodes)
     seen = (obs - mean) / np.sqrt(var + 1e-8)
     assert np.abs(seen).max() > 100
-    np.testing.assert_allclose(actions, np.tanh(forward(state, "TD3", seen.clip(-10, 10), relu)[1]), atol=1e-5)
+    np.testing.assert_allclose(
+        actions, np.tanh(forward(state, "TD3", seen.clip(-10, 10), relu)[1]), atol=1e-5
+    )
     # one file for each policy: the second policy's own
     np.savez(tmp_path / "other.npz", mean=mean + 1, var=var + 1)
     both = ("--obs-stats", tmp_path / "stats.npz", tmp_path / "other.npz")
@@ -196,21 +231,30 @@ def test_mixture_noise_and_random_actions(tmp_path, capsys):
     whole = len(episodes) // 4 * 4
     first = np.array([e.actions.mean() > -0.05 for e in episodes])[:whole]
     assert whole >= 24 and first.sum() * 4 == whole  # exactly a quarter of the episodes
-    spread = np.array([(e.actions - (0.2 if e.actions.mean() > -0.05 else -0.3)).std() for e in episodes])
+    spread = np.array(
+        [(e.actions - (0.2 if e.actions.mean() > -0.05 else -0.3)).std() for e in episodes]
+    )
     quiet = spread < 1e-6
-    assert 0.2 < quiet.mean() < 0.8 and np.abs(spread[~quiet] - 0.15).max() < 0.07  # one std of the two an episode
+    assert (
+        0.2 < quiet.mean() < 0.8 and np.abs(spread[~quiet] - 0.15).max() < 0.07
+    )  # one std of the two an episode
     assert abs(np.mean(spread[~quiet]) - 0.15) < 0.02
     description = made.storage.metadata["description"]
-    assert all(part in description for part in ("a.zip, b.zip", "weights 1, 3", "std 0, 0.15", "seed 0"))
+    assert all(
+        part in description for part in ("a.zip, b.zip", "weights 1, 3", "std 0, 0.15", "seed 0")
+    )
     assert str(tmp_path) not in description
     shares = re.findall(
-        r"(\w)\.zip \(TD3-like\): ([\d.]+)% of the episodes, ([\d.]+)% of the tr", capsys.readouterr().out
+        r"(\w)\.zip \(TD3-like\): ([\d.]+)% of the episodes, ([\d.]+)% of the tr",
+        capsys.readouterr().out,
     )
     steps = sum(len(e.rewards) for e in episodes if e.actions.mean() > -0.05) / 40
     assert [name for name, *_ in shares] == ["a", "b"] and abs(float(shares[0][2]) - steps) < 0.06
     assert abs(float(shares[0][1]) - 25) < 2 and abs(float(shares[1][1]) - 75) < 2
     _, actions = flat(
-        record("--policy", files[0], "--random-share", 0.25, "--transitions", 2000, dataset="test/r-v0")[0]
+        record(
+            "--policy", files[0], "--random-share", 0.25, "--transitions", 2000, dataset="test/r-v0"
+        )[0]
     )
     replaced = (np.abs(actions - np.float32(0.2)) > 1e-6).all(1)
     assert abs(replaced.mean() - 0.25) < 0.04 and (np.abs(actions[~replaced] - 0.2) < 1e-6).all()
@@ -226,11 +270,19 @@ def test_exact_length_equal_arrays_and_printed_figures(tmp_path, capsys):
     again, _ = record(*flags, "--transitions", 1001, dataset="test/again-v0")
     short, _ = record(*flags, "--transitions", 300, dataset="test/short-v0")
     other, _ = record(*flags, "--transitions", 300, "--seed", 1, dataset="test/other-v0")
-    assert made.total_steps == sum(len(e.rewards) for e in long) == 1001 and sum(len(e.rewards) for e in short) == 300
+    assert (
+        made.total_steps == sum(len(e.rewards) for e in long) == 1001
+        and sum(len(e.rewards) for e in short) == 300
+    )
     for name in ("observations", "actions", "rewards", "terminations", "truncations"):
-        assert all(np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(long, again, strict=True))
+        assert all(
+            np.array_equal(getattr(a, name), getattr(b, name))
+            for a, b in zip(long, again, strict=True)
+        )
     for a, b in zip(short[:-1], long):  # an episode does not depend on how many there are
-        assert np.array_equal(a.observations, b.observations) and np.array_equal(a.actions, b.actions)
+        assert np.array_equal(a.observations, b.observations) and np.array_equal(
+            a.actions, b.actions
+        )
     assert not np.array_equal(short[0].observations[0], other[0].observations[0])
     assert not np.array_equal(short[0].observations[0], short[1].observations[0])
     for e in long[:-1]:
@@ -239,11 +291,17 @@ def test_exact_length_equal_arrays_and_printed_figures(tmp_path, capsys):
     assert last.truncations[-1] and not last.terminations.any() and not last.truncations[:-1].any()
     assert all(len(e.observations) == len(e.actions) + 1 == len(e.rewards) + 1 for e in long)
     whole = [e for e in long if e.terminations[-1]]
-    total, length = np.mean([e.rewards.sum() for e in whole]), np.mean([len(e.rewards) for e in whole])
+    total, length = (
+        np.mean([e.rewards.sum() for e in whole]),
+        np.mean([len(e.rewards) for e in whole]),
+    )
     std = np.std([e.rewards.sum() for e in whole])
     score = 100 * (total + 20.272305) / (3234.3 + 20.272305)
     assert f"{len(long)} episodes, 1001 transitions" in out
-    assert f"return {total:.1f} +- {std:.1f}, score {score:.1f}, length {length:.1f} over {len(whole)} episodes" in out
+    assert (
+        f"return {total:.1f} +- {std:.1f}, score {score:.1f}, length {length:.1f} over {len(whole)} episodes"
+        in out
+    )
 
 
 def replay(made, episodes, numbers):
@@ -267,36 +325,74 @@ def test_replay_and_termination(tmp_path):
     file = write_zip(tmp_path / "p.zip", weights_of("SAC"))
     episodes, made = record("--policy", file, "--noise", 0.2, "--transitions", 1500)
     assert replay(made, episodes, range(0, len(episodes), 7)) < 1e-5
-    assert (made.storage.metadata["ref_min_score"], made.storage.metadata["ref_max_score"]) == (-20.272305, 3234.3)
+    assert (made.storage.metadata["ref_min_score"], made.storage.metadata["ref_max_score"]) == (
+        -20.272305,
+        3234.3,
+    )
     assert made.recover_environment().spec.max_episode_steps == 1000
 
 
 def test_time_limit_of_adroit_and_default_name():
-    collect.main(tyro.cli(collect.Args, args="--env-id AdroitHandPen-v1 --policy random --transitions 230".split()))
+    collect.main(
+        tyro.cli(
+            collect.Args, args="--env-id AdroitHandPen-v1 --policy random --transitions 230".split()
+        )
+    )
     made = minari.load_dataset("edq/pen/collected-v0")
     episodes = list(made)
     assert [len(e.rewards) for e in episodes] == [100, 100, 30]
-    assert all(e.truncations[-1] and not e.terminations.any() and not e.truncations[:-1].any() for e in episodes)
-    assert made.recover_environment().spec.max_episode_steps == 100 and made.storage.metadata["ref_max_score"] > 3076
+    assert all(
+        e.truncations[-1] and not e.terminations.any() and not e.truncations[:-1].any()
+        for e in episodes
+    )
+    assert (
+        made.recover_environment().spec.max_episode_steps == 100
+        and made.storage.metadata["ref_max_score"] > 3076
+    )
     actions = flat(episodes)[1]
     assert abs(actions.mean()) < 0.05 and abs(actions.std() - 1 / 3**0.5) < 0.02  # uniform
     assert replay(made, episodes, [1]) < 1e-5
 
 
 def test_maze_with_dict_observations(capsys):
-    episodes, _ = record("--policy", "random", "--transitions", 1500, "--seed", 3, env="PointMaze_UMaze-v3")
+    episodes, _ = record(
+        "--policy", "random", "--transitions", 1500, "--seed", 3, env="PointMaze_UMaze-v3"
+    )
     assert set(episodes[0].observations) == {"observation", "achieved_goal", "desired_goal"}
     reached = np.array([e.rewards.max() for e in episodes])
-    assert 0 < reached.mean() < 1 and max(e.rewards.sum() for e in episodes) > 1  # arrivals last, and count once
+    assert (
+        0 < reached.mean() < 1 and max(e.rewards.sum() for e in episodes) > 1
+    )  # arrivals last, and count once
     assert f"score {100 * reached.mean():.1f}," in capsys.readouterr().out
 
 
 def test_run_of_our_own(tmp_path, datasets, capsys):
     run, script = tmp_path / "run", load_script("edq_mujoco")
     data = write_dataset(tmp_path / "set", hopper_episodes())
-    flags = ("--num-critics", 2, "--hidden-dim", 16, "--batch-size", 16, "--num-candidates", 4, "--normalize-obs")
-    flags += ("--gradient-steps", 20, "--eval-every", 20, "--eval-episodes", 1, "--precision", "fp32")
-    out = run_script("edq_mujoco", "--env-id", "hopper-medium", "--dataset-id", data, "--run-dir", run, *flags)
+    flags = (
+        "--num-critics",
+        2,
+        "--hidden-dim",
+        16,
+        "--batch-size",
+        16,
+        "--num-candidates",
+        4,
+        "--normalize-obs",
+    )
+    flags += (
+        "--gradient-steps",
+        20,
+        "--eval-every",
+        20,
+        "--eval-episodes",
+        1,
+        "--precision",
+        "fp32",
+    )
+    out = run_script(
+        "edq_mujoco", "--env-id", "hopper-medium", "--dataset-id", data, "--run-dir", run, *flags
+    )
     assert out.returncode == 0, out.stderr
     episodes, _ = record("--policy", run, "--transitions", 150, "--seed", 5)
     args, _ = script.parse_args(["--evaluate", str(run)])
@@ -352,14 +448,29 @@ def test_no_pickle_is_executed(tmp_path, datasets, capsys):
     marker = tmp_path / "executed"
     state = weights_of("PPO")
     torch.save(state | {"log_std": Touch(marker)}, buffer := io.BytesIO())
-    refused(capsys, datasets, "without unpickling", "--policy", write_zip(tmp_path / "bad.zip", buffer.getvalue()))
+    refused(
+        capsys,
+        datasets,
+        "without unpickling",
+        "--policy",
+        write_zip(tmp_path / "bad.zip", buffer.getvalue()),
+    )
     raw = pickle.dumps(Touch(marker))
-    refused(capsys, datasets, "without unpickling", "--policy", write_zip(tmp_path / "raw.zip", raw))
+    refused(
+        capsys, datasets, "without unpickling", "--policy", write_zip(tmp_path / "raw.zip", raw)
+    )
     np.savez(tmp_path / "stats.npz", mean=np.array([Touch(marker)], object), var=np.ones(11))
     good = write_zip(tmp_path / "good.zip", state)
     refused(capsys, datasets, "unpickling", "--policy", good, "--obs-stats", tmp_path / "stats.npz")
-    blob = {":serialized:": base64.b64encode(raw).decode()}  # beside good weights it is no obstacle, and left alone
-    data = {"policy_class": blob, "policy_kwargs": blob, "observation_space": blob, "lr_schedule": blob}
+    blob = {
+        ":serialized:": base64.b64encode(raw).decode()
+    }  # beside good weights it is no obstacle, and left alone
+    data = {
+        "policy_class": blob,
+        "policy_kwargs": blob,
+        "observation_space": blob,
+        "lr_schedule": blob,
+    }
     record("--policy", write_zip(tmp_path / "blob.zip", state, data), "--transitions", 20)
     assert not marker.exists()
     torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
@@ -381,7 +492,14 @@ def test_refused_zips(tmp_path, datasets, capsys):
         empty.writestr("data", "{}")
     refused(capsys, datasets, "cannot be read", "--policy", tmp_path / "empty.zip")
     refused(capsys, datasets, "no policy file", "--policy", tmp_path / "none.zip")
-    refused(capsys, datasets, "(11, 3) observations and actions, not (17, 6)", "--policy", file, env="Walker2d-v5")
+    refused(
+        capsys,
+        datasets,
+        "(11, 3) observations and actions, not (17, 6)",
+        "--policy",
+        file,
+        env="Walker2d-v5",
+    )
     refused(capsys, datasets, "not a vector in [-1, 1]", "--policy", file, env="Humanoid-v5")
     refused(capsys, datasets, "no vector", "--policy", file, env="PointMaze_UMaze-v3")
     states = {
@@ -391,7 +509,9 @@ def test_refused_zips(tmp_path, datasets, capsys):
         "log_std": {k: v for k, v in good.items() if k != "log_std"},
         "log_std ": good | {"log_std": torch.zeros(12, 3)},  # gSDE's shape
         "action_net.bias": good | {"action_net.bias": torch.full((3,), math.nan)},
-        "policy_net.2.bias": {k: v for k, v in good.items() if k != "mlp_extractor.policy_net.2.bias"},
+        "policy_net.2.bias": {
+            k: v for k, v in good.items() if k != "mlp_extractor.policy_net.2.bias"
+        },
         "cannot be read": good | {"mlp_extractor.policy_net.2.weight": torch.zeros(12, 15)},
         "no actor": {"q_net.q_net.0.weight": torch.zeros(8, 11)},
         "cannot be read ": {"action_net.weight": [1, 2]},
@@ -409,7 +529,9 @@ def test_refused_zips(tmp_path, datasets, capsys):
 def test_refused_flags(tmp_path, datasets, capsys, monkeypatch):
     (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    refused(capsys, datasets, "no registered environment", "--policy", "random", env="trap:Hopper-v5")
+    refused(
+        capsys, datasets, "no registered environment", "--policy", "random", env="trap:Hopper-v5"
+    )
     assert not (tmp_path / "imported").exists() and "trap" not in sys.modules
     refused(capsys, datasets, "no registered environment", "--policy", "random", env="Hoper-v5")
     refused(capsys, datasets, "cannot be made", "--policy", "random", env="Hopper-v3")
@@ -429,24 +551,51 @@ def test_refused_flags(tmp_path, datasets, capsys, monkeypatch):
     np.savez(tmp_path / "few.npz", mean=np.zeros(3), var=np.ones(3))
     np.savez(tmp_path / "negative.npz", mean=np.zeros(11), var=-np.ones(11))
     for name in ("few", "negative"):
-        refused(capsys, datasets, "mean and var of 11", "--policy", good, "--obs-stats", tmp_path / f"{name}.npz")
-    refused(capsys, datasets, "--obs-stats", "--policy", "random", "--obs-stats", tmp_path / "few.npz")
-    refused(capsys, datasets, "cannot be read", "--policy", good, "--obs-stats", tmp_path / "absent.npz")
+        refused(
+            capsys,
+            datasets,
+            "mean and var of 11",
+            "--policy",
+            good,
+            "--obs-stats",
+            tmp_path / f"{name}.npz",
+        )
+    refused(
+        capsys, datasets, "--obs-stats", "--policy", "random", "--obs-stats", tmp_path / "few.npz"
+    )
+    refused(
+        capsys, datasets, "cannot be read", "--policy", good, "--obs-stats", tmp_path / "absent.npz"
+    )
     record("--policy", "random", "--transitions", 20)
     refused(capsys, datasets, "already", "--policy", "random", dataset="test/set-v0")
 
 
 def test_other_references(tmp_path, capsys):
-    episodes, made = record("--policy", always(tmp_path / "a.zip", 0.1), "--transitions", 200, "--reference", 10, 60)
+    episodes, made = record(
+        "--policy", always(tmp_path / "a.zip", 0.1), "--transitions", 200, "--reference", 10, 60
+    )
     total = np.mean([e.rewards.sum() for e in episodes[:-1]])
     assert f"score {100 * (total - 10) / 50:.1f}," in capsys.readouterr().out
-    assert (made.storage.metadata["ref_min_score"], made.storage.metadata["ref_max_score"]) == (10, 60)
+    assert (made.storage.metadata["ref_min_score"], made.storage.metadata["ref_max_score"]) == (
+        10,
+        60,
+    )
 
 
 def test_command_line_and_a_stop_half_way(tmp_path, datasets):
     def start(*flags):
-        command = [sys.executable, str(SCRIPT), "--env-id", "Hopper-v5", "--policy", "random", *map(str, flags)]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+        command = [
+            sys.executable,
+            str(SCRIPT),
+            "--env-id",
+            "Hopper-v5",
+            "--policy",
+            "random",
+            *map(str, flags),
+        ]
+        return subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        )
 
     out, _ = (run := start("--transitions", 100)).communicate(timeout=60)
     assert run.returncode == 0 and "100 transitions" in out and "random (random): 100.0%" in out

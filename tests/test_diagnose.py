@@ -19,7 +19,10 @@ def test_steps_and_returns_by_hand(edq):
     """Three episodes: one that ends, one cut by the clock, one that ends and then goes on."""
     obs = torch.tensor([[0.0], [1], [2], [10], [11], [20], [21], [22]])
     after = torch.tensor([[1.0], [2], [3], [11], [12], [21], [22], [23]])
-    reward, end = torch.tensor([-2.0, -2, 2, -2, -2, -2, 2, -2]), torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 0])
+    reward, end = (
+        torch.tensor([-2.0, -2, 2, -2, -2, -2, 2, -2]),
+        torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 0]),
+    )
     steps, returns = diagnose.to_the_end(edq.Transitions(obs, None, reward, after, end), 0.5)
     nan = float("nan")
     expected = [3, 2, 1, nan, nan, 2, 1, nan], [-2 - 1 + 0.5, -2 + 1, 2, nan, nan, -1, 2, nan]
@@ -75,41 +78,78 @@ def test_movement_of_a_path_made_by_hand(antmaze):
     walls = np.ones((7, 3), bool)
     walls[1:6, 1] = False
     path = np.zeros((101, 31), np.float32)
-    path[:, 28] = 8.1 - 0.1 * np.arange(101)  # from the middle of row 1 to the lower edge of row 3, at -2
+    path[:, 28] = 8.1 - 0.1 * np.arange(
+        101
+    )  # from the middle of row 1 to the lower edge of row 3, at -2
     path[:, 30], path[:, 1] = -8, 1  # goal in row 5; upright
     path[:25, 1:5] = (0, 1, 0, 0)
     found = diagnose.movement(path, walls)
-    assert abs(found["metres_per_second"] - 2) < 1e-3 and abs(found["upside_down"] - 25 / 101) < 1e-6
+    assert (
+        abs(found["metres_per_second"] - 2) < 1e-3 and abs(found["upside_down"] - 25 / 101) < 1e-6
+    )
     assert (found["cells_to_goal"], found["cells_nearer"]) == (4, 2)
 
 
 def test_a_run_is_diagnosed(tmp_path):
     run = tmp_path / "run"
-    out = run_script("edq_antmaze", *TINY, "--gradient-steps", 50, "--eval-episodes", 1, "--run-dir", run)
+    out = run_script(
+        "edq_antmaze", *TINY, "--gradient-steps", 50, "--eval-episodes", 1, "--run-dir", run
+    )
     assert out.returncode == 0, out.stderr
-    command = [sys.executable, "results/diagnose.py", run, "--states", "20", "--out", tmp_path / "out.csv"]
+    command = [
+        sys.executable,
+        "results/diagnose.py",
+        run,
+        "--states",
+        "20",
+        "--out",
+        tmp_path / "out.csv",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     about, rows = read_record(tmp_path / "out.csv")
-    assert about["dataset"]["hash"] and 2 <= len(rows) <= 4 and all(row["critics"] == 2 for row in rows)
+    assert (
+        about["dataset"]["hash"]
+        and 2 <= len(rows) <= 4
+        and all(row["critics"] == 2 for row in rows)
+    )
     returns = [row["return"] for row in rows]
     assert returns == sorted(returns, reverse=True), "the farther, the less"
-    assert all(0 <= row["saturated"] <= 1 and row["lcb_error_bf16"] > row["lcb_error_tf32"] > 0 for row in rows)
+    assert all(
+        0 <= row["saturated"] <= 1 and row["lcb_error_bf16"] > row["lcb_error_tf32"] > 0
+        for row in rows
+    )
 
 
 def test_runs_of_an_ant_are_diagnosed_and_let_loose(tmp_path):
     """From recorded data to both tables; the critics of one run choose among the candidates of another."""
     env = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "data")}
     flags = ["--task", "umaze", "--transitions", "700", "--processes", "1"]
-    subprocess.run([sys.executable, "results/datasets/antmaze.py", *flags], cwd=ROOT, env=env, check=True)
-    flags = ["--env-id", "antmaze-umaze", "--dataset-id", "edq/antmaze/umaze-v0", "--gradient-steps", 10]
+    subprocess.run(
+        [sys.executable, "results/datasets/antmaze.py", *flags], cwd=ROOT, env=env, check=True
+    )
+    flags = [
+        "--env-id",
+        "antmaze-umaze",
+        "--dataset-id",
+        "edq/antmaze/umaze-v0",
+        "--gradient-steps",
+        10,
+    ]
     for name, more in (("edq", []), ("other", ["--preset", "diffusion-ql"])):
         more = [*TINY, *flags, *more, "--eval-episodes", 1, "--run-dir", tmp_path / name]
         assert run_script("edq_antmaze", *more, env=env).returncode == 0
     looked, walked = tmp_path / "look.csv", tmp_path / "walk.csv"
     command = [sys.executable, "results/diagnose.py", tmp_path / "other"]
-    subprocess.run([*command, "--states", "10", "--steps-from", "3", "--out", looked], cwd=ROOT, env=env, check=True)
+    subprocess.run(
+        [*command, "--states", "10", "--steps-from", "3", "--out", looked],
+        cwd=ROOT,
+        env=env,
+        check=True,
+    )
     rows = read_record(looked)[1]
-    assert len(rows) >= 3 and all(-1 <= row["q_and_next_q"] <= 1 and row["next_q_spread"] > 0 for row in rows)
+    assert len(rows) >= 3 and all(
+        -1 <= row["q_and_next_q"] <= 1 and row["next_q_spread"] > 0 for row in rows
+    )
     more = ["--walk", "1", "--actor", tmp_path / "edq", "--out", walked]
     subprocess.run([*command, *more], cwd=ROOT, env=env, check=True)
     rows = read_record(walked)[1]

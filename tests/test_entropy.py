@@ -56,7 +56,9 @@ def test_log_det_is_that_of_the_jacobian(net):
     out, volume = entropy.log_det(lambda a: net(a, 1, obs) + a, x)
     for i in range(6):
         row = torch.autograd.functional.jacobian(lambda a, i=i: net(a, 1, obs[i]) + a, x[i])
-        assert float(volume[i]) == pytest.approx(math.log(abs(float(torch.linalg.det(row)))), abs=1e-4)
+        assert float(volume[i]) == pytest.approx(
+            math.log(abs(float(torch.linalg.det(row)))), abs=1e-4
+        )
     assert torch.allclose(out, net(x, 1, obs) + x)
 
 
@@ -113,7 +115,10 @@ def test_log_det_of_the_deterministic_sampler_is_the_entropy_of_its_image():
     """Linear networks: the map is linear, its image Gaussian."""
     k, slope = 0.6, 1.0
     for t in reversed(range(5)):
-        a0, eps = k * torch.exp(-SDE.theta_bar[t]), (1 - k * torch.exp(-2 * SDE.theta_bar[t])) / SDE.sigma[t]
+        a0, eps = (
+            k * torch.exp(-SDE.theta_bar[t]),
+            (1 - k * torch.exp(-2 * SDE.theta_bar[t])) / SDE.sigma[t],
+        )
         step = a0 if t == 0 else torch.exp(-SDE.theta_bar[t - 1]) * a0 + SDE.sigma[t - 1] * eps
         slope *= float(step)
     noise = torch.randn(6, 50_000, 1, generator=torch.Generator().manual_seed(0))
@@ -136,7 +141,9 @@ def test_path_kl_is_a_sum_of_gaussian_kls(net):
                 laws.append(torch.distributions.Normal(SDE.posterior_mean(a_t, a0, t), std))
             total += torch.distributions.kl_divergence(*laws).sum(-1)
             a_t = laws[0].mean + std * noise[5 - t]
-        assert torch.allclose(entropy.path_kl(SDE, net, other, obs, noise, 0.2), total, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(
+            entropy.path_kl(SDE, net, other, obs, noise, 0.2), total, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_quad_is_the_released_estimate_without_its_noise():
@@ -152,7 +159,9 @@ def test_entropy_of_samples_by_neighbours_and_by_a_mixture():
     x = 0.3 * g.normal(size=(2000, 2))
     exact = 2 * gaussian_entropy(0.3)
     assert entropy.knn_entropy(x) == pytest.approx(exact, abs=0.1)
-    assert exact < entropy.mixture_entropy(x) < exact + 1.1  # overlapping parts are counted as if apart: at most log 3
+    assert (
+        exact < entropy.mixture_entropy(x) < exact + 1.1
+    )  # overlapping parts are counted as if apart: at most log 3
 
 
 def batch_of(B: int = 16, S: int = 3, A: int = 2) -> tuple[edq.Transitions, edq.Noise]:
@@ -174,19 +183,33 @@ def test_an_arm_adds_its_term_and_nothing_else(arm, net):
     batch, noise = batch_of()
     args = replace(entropy.ARGS, pessimism="lcb", num_critics=4)
     with torch.no_grad():
-        none = entropy.arm_losses(edq.actor_losses, "none", agent, batch, noise, args, torch.tensor(0.0))
-        plain = edq.actor_losses(agent, batch, noise, replace(args, entropy_estimator="none"), False)
+        none = entropy.arm_losses(
+            edq.actor_losses, "none", agent, batch, noise, args, torch.tensor(0.0)
+        )
+        plain = edq.actor_losses(
+            agent, batch, noise, replace(args, entropy_estimator="none"), False
+        )
         assert float(none["losses/actor"]) == float(plain["losses/actor"])
-        one = entropy.arm_losses(edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(1.0))
+        one = entropy.arm_losses(
+            edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(1.0)
+        )
         term = float(one.get("losses/entropy", 0.0))
-        assert float(one["losses/actor"]) == pytest.approx(float(none["losses/actor"]) + term, rel=1e-5)
+        assert float(one["losses/actor"]) == pytest.approx(
+            float(none["losses/actor"]) + term, rel=1e-5
+        )
         if arm not in ("none", "gmm", "chain"):
-            zero = entropy.arm_losses(edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(0.0))
-            assert float(zero["losses/actor"]) == pytest.approx(float(none["losses/actor"]), rel=1e-6)
+            zero = entropy.arm_losses(
+                edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(0.0)
+            )
+            assert float(zero["losses/actor"]) == pytest.approx(
+                float(none["losses/actor"]), rel=1e-6
+            )
             assert term != 0
         if arm == "gmm":  # noise on the improved action changes the Q term, and nothing else
             agent.noise_std = torch.tensor(0.5)
-            noisy = entropy.arm_losses(edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(1.0))
+            noisy = entropy.arm_losses(
+                edq.actor_losses, arm, agent, batch, noise, args, torch.tensor(1.0)
+            )
             assert float(noisy["losses/diffusion"]) == float(none["losses/diffusion"])
             assert float(noisy["losses/q"]) != float(none["losses/q"])
 
@@ -201,12 +224,23 @@ def test_stacked_training_is_ordinary_training(monkeypatch):
         score = edq.ScoreMLP(2, 1, stacked.HIDDEN)
         agent = SimpleNamespace(sde=SDE, score=score, alpha=None, chain_std=0.2)
         agent.q = lambda obs, action, frozen: task.q(obs, action).unsqueeze(0)
-        optimiser, stream = torch.optim.Adam(score.parameters(), lr=stacked.LR), stacked.batches(task, [seed], 1, 5)
+        optimiser, stream = (
+            torch.optim.Adam(score.parameters(), lr=stacked.LR),
+            stacked.batches(task, [seed], 1, 5),
+        )
         args = replace(entropy.ARGS, entropy_estimator="chain", ent_coef=coef)
         for _ in range(4):
             batch, noise = next(stream)
-            batch, noise = edq.Transitions(*(x[0] for x in batch)), edq.Noise(*(x[0] for x in noise))
-            edq.minimise(edq.actor_losses(agent, batch, noise, args, False)["losses/actor"], score, optimiser, 4.0)
+            batch, noise = (
+                edq.Transitions(*(x[0] for x in batch)),
+                edq.Noise(*(x[0] for x in noise)),
+            )
+            edq.minimise(
+                edq.actor_losses(agent, batch, noise, args, False)["losses/actor"],
+                score,
+                optimiser,
+                4.0,
+            )
         for name, weight in score.state_dict().items():
             assert torch.allclose(trained[name][row], weight, atol=2e-5), (row, name)
 
@@ -215,7 +249,12 @@ def test_agents_trained_at_once_are_those_of_the_scripts(monkeypatch):
     """Two updates of one row equal two of `edq.update` on an Agent with the same weights, batch and noise."""
     monkeypatch.setattr(stacked, "compiled", lambda function, *example: function)
     args = edq.Args(
-        num_critics=3, hidden_dim=32, batch_size=16, diffusion_loss="noise", entropy_estimator="chain", ent_coef=0.1
+        num_critics=3,
+        hidden_dim=32,
+        batch_size=16,
+        diffusion_loss="noise",
+        entropy_estimator="chain",
+        ent_coef=0.1,
     )
     args = replace(args, precision="fp32")
 
@@ -239,7 +278,9 @@ def test_value_at_equal_entropy_is_read_off_the_line_of_noise():
         dict(arm="none", coef=0.0, seed=0, entropy=-1.0, value=0.0),
         dict(arm="noise", coef=0.3, seed=0, entropy=1.0, value=1.0),
         dict(arm="chain", coef=0.1, seed=0, entropy=0.0, value=0.8),
-        dict(arm="chain", coef=0.3, seed=0, entropy=2.0, value=0.8),  # more than noise reaches: no comparison
+        dict(
+            arm="chain", coef=0.3, seed=0, entropy=2.0, value=0.8
+        ),  # more than noise reaches: no comparison
     ]
     assert entropy.against_noise(rows, "chain", 0.1, "value") == pytest.approx([0.3])
     assert len(entropy.against_noise(rows, "chain", 0.3, "value")) == 0

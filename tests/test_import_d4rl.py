@@ -57,7 +57,9 @@ def run_import(folder, *flags):
 
 
 def loaded(module, folder, env_id):
-    args = module.replace(module.Args(), **(module.TASKS[env_id].row | dict(env_id=env_id, dataset_id=str(folder))))
+    args = module.replace(
+        module.Args(), **(module.TASKS[env_id].row | dict(env_id=env_id, dataset_id=str(folder)))
+    )
     return module.load_dataset(module.replace(args, reward="raw"), "cpu")
 
 
@@ -76,12 +78,17 @@ CASES = {  # file name, family, task, terminals, timeouts (None: the file has no
 def test_rows_are_those_of_qlearning_dataset(mujoco, adroit, tmp_path, case):
     name, env_id, terminals, timeouts, dataset_id = CASES[case]
     family = env_id.split("-")[0]
-    columns = made_file(tmp_path / f"{name}.hdf5", family, 60 if timeouts is not None else 700, terminals, timeouts)
+    columns = made_file(
+        tmp_path / f"{name}.hdf5", family, 60 if timeouts is not None else 700, terminals, timeouts
+    )
     done = run_import(tmp_path / "sets", tmp_path / f"{name}.hdf5")
     assert done.returncode == 0, done.stderr
     module = mujoco if family == "hopper" else adroit
     data, info = loaded(module, tmp_path / "sets" / "d4rl" / dataset_id, env_id)
-    kept, width = rows_of_d4rl(columns, {"kitchen": 280}.get(family)), 30 if family == "kitchen" else None
+    kept, width = (
+        rows_of_d4rl(columns, {"kitchen": 280}.get(family)),
+        30 if family == "kitchen" else None,
+    )
     assert len(data.reward) == len(kept) and info["reference_from"] == "metadata"
     assert np.array_equal(data.obs, columns["observations"][kept, :width])
     assert np.array_equal(data.next_obs, columns["observations"][np.array(kept) + 1, :width])
@@ -93,12 +100,16 @@ def test_rows_are_those_of_qlearning_dataset(mujoco, adroit, tmp_path, case):
 def test_hand_computed_seams(mujoco, tmp_path):
     """Eight rows: 0, 1 end in a terminal; 2, 3 in a timeout, so 3 goes; 4, 5 in a terminal that is a timeout too, so 5
     goes; 6, 7 at the end of the file, so 7 goes."""
-    made_file(tmp_path / "hopper_medium-v2.hdf5", "hopper", 8, (1, 5), (3, 5), rewards=np.arange(8.0))
+    made_file(
+        tmp_path / "hopper_medium-v2.hdf5", "hopper", 8, (1, 5), (3, 5), rewards=np.arange(8.0)
+    )
     assert run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5").returncode == 0
     data, _ = loaded(mujoco, tmp_path / "d4rl" / "hopper" / "medium-v2", "hopper-medium")
     assert data.reward.tolist() == [0, 1, 2, 4, 6] and data.end.tolist() == [0, 1, 0, 0, 0]
     episodes = list(minari.MinariDataset(str(tmp_path / "d4rl/hopper/medium-v2/data")))
-    assert [len(e.rewards) for e in episodes] == [2, 1, 1, 1] and "observations" in repr(episodes[0])
+    assert [len(e.rewards) for e in episodes] == [2, 1, 1, 1] and "observations" in repr(
+        episodes[0]
+    )
 
 
 def ant_columns(maze_goal, rows=50):
@@ -108,7 +119,9 @@ def ant_columns(maze_goal, rows=50):
     obs[:, :2] = way * np.array(maze_goal)
     near = np.linalg.norm(obs[:, :2] - maze_goal, axis=1) <= 0.5
     reward = np.append(near[1:], False).astype(np.float32)  # of reaching the next row
-    return dict(observations=obs, rewards=reward, terminals=np.flatnonzero(reward), timeouts=[rows - 1])
+    return dict(
+        observations=obs, rewards=reward, terminals=np.flatnonzero(reward), timeouts=[rows - 1]
+    )
 
 
 @pytest.mark.parametrize(("name", "maze", "goal"), [
@@ -131,12 +144,18 @@ def test_antmaze_stands_where_gymnasium_robotics_puts_it(antmaze, tmp_path, name
     env = antmaze.make_env(antmaze.TASKS[f"antmaze-{maze[:-3]}"])
     obs = env.reset(seed=0)[0]
     assert env.unwrapped.ant_env.model.opt.timestep == 0.02
-    assert np.abs(obs["achieved_goal"] - data.obs[0, 27:29].numpy()).max() <= 1.01  # noise of a quarter of a cell
+    assert (
+        np.abs(obs["achieved_goal"] - data.obs[0, 27:29].numpy()).max() <= 1.01
+    )  # noise of a quarter of a cell
     assert np.abs(obs["desired_goal"] - data.obs[0, 29:31].numpy()).max() <= 1.01
     assert (data.obs[-1, 27:29] - data.obs[-1, 29:31]).abs().max() < 0.5  # it has arrived
     env.close()
     # Every free cell of D4RL's maze, at the place where D4RL has it, is free here, and every wall a wall.
-    theirs = {"u": antmaze.maps.U_MAZE, "m": antmaze.maps.MEDIUM_MAZE, "l": antmaze.maps.LARGE_MAZE}[maze[0]]
+    theirs = {
+        "u": antmaze.maps.U_MAZE,
+        "m": antmaze.maps.MEDIUM_MAZE,
+        "l": antmaze.maps.LARGE_MAZE,
+    }[maze[0]]
     for i, line in enumerate(theirs):
         for j, cell in enumerate(line):
             place = np.array([4.0 * (j - 1), 4.0 * (i - 1)]) + moved[0]
@@ -150,11 +169,17 @@ def test_antmaze_goal_is_the_one_that_rewards_speak_of(antmaze, tmp_path):
         infos = {"infos/goal": np.tile(np.float32(goal), (50, 1))}
         made_file(tmp_path / f"{name}.hdf5", "antmaze", 50, **columns, **infos)
         flags = ("--name", "antmaze-umaze-diverse-v2", "--dataset-id", f"d4rl/{name}-v2")
-        goals[name] = (run_import(tmp_path, tmp_path / f"{name}.hdf5", *flags), tmp_path / "d4rl" / f"{name}-v2")
-    assert "desired_goal is infos/goal" in goals["right"][0].stdout and "issue 199" in goals["right"][0].stdout
-    assert loaded(antmaze, goals["right"][1], "antmaze-umaze-diverse")[0].obs[0, 29:].tolist() == pytest.approx(
-        [0.2, 4]
+        goals[name] = (
+            run_import(tmp_path, tmp_path / f"{name}.hdf5", *flags),
+            tmp_path / "d4rl" / f"{name}-v2",
+        )
+    assert (
+        "desired_goal is infos/goal" in goals["right"][0].stdout
+        and "issue 199" in goals["right"][0].stdout
     )
+    assert loaded(antmaze, goals["right"][1], "antmaze-umaze-diverse")[0].obs[
+        0, 29:
+    ].tolist() == pytest.approx([0.2, 4])
     assert "near only 0%" in goals["wrong"][0].stdout
     goal = loaded(antmaze, goals["wrong"][1], "antmaze-umaze-diverse")[0].obs[0, 29:].numpy()
     assert np.abs(goal - np.array([0, 4])).max() < 0.5  # where the ant was rewarded
@@ -165,7 +190,11 @@ def test_antmaze_goal_of_rewards_made_anew(antmaze, tmp_path):
     made_file(tmp_path / "anew.hdf5", "antmaze", 50, **ant_columns((1.2, 9.2)))
     done = run_import(tmp_path, tmp_path / "anew.hdf5", "--name", "antmaze-umaze-v2")
     assert "the middle of the rewarded places" in done.stdout
-    goal = loaded(antmaze, tmp_path / "d4rl" / "antmaze" / "umaze-v2", "antmaze-umaze")[0].obs[0, 29:].numpy()
+    goal = (
+        loaded(antmaze, tmp_path / "d4rl" / "antmaze" / "umaze-v2", "antmaze-umaze")[0]
+        .obs[0, 29:]
+        .numpy()
+    )
     assert np.abs(goal - np.array([1.2 - 4, 9.2 - 4])).max() < 0.5
 
 
@@ -189,7 +218,11 @@ def test_names_of_the_server(monkeypatch):
             name,
             next(f for f in import_d4rl.FAMILIES if f in name),
         )
-    for stem in ("pendulum-v0", "ant_medium-v2", "Ant_maze_foomaze_noisy_multistart_True_multigoal_True_sparse"):
+    for stem in (
+        "pendulum-v0",
+        "ant_medium-v2",
+        "Ant_maze_foomaze_noisy_multistart_True_multigoal_True_sparse",
+    ):
         with pytest.raises(SystemExit):
             import_d4rl.d4rl_name(Path(f"{stem}.hdf5"), None)
 
@@ -197,9 +230,18 @@ def test_names_of_the_server(monkeypatch):
 def test_a_stopped_import_leaves_nothing(tmp_path):
     made_file(tmp_path / "hopper_medium-v2.hdf5", "hopper", 400_000, np.arange(0, 400_000, 40), ())
     command = [sys.executable, str(SCRIPT), str(tmp_path / "hopper_medium-v2.hdf5")]
-    env = {"MINARI_DATASETS_PATH": str(tmp_path / "sets"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-    while not list(tmp_path.glob("sets/d4rl/hopper/.unfinished*/set/data/*.hdf5")) and process.poll() is None:
+    env = {
+        "MINARI_DATASETS_PATH": str(tmp_path / "sets"),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+    }
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+    )
+    while (
+        not list(tmp_path.glob("sets/d4rl/hopper/.unfinished*/set/data/*.hdf5"))
+        and process.poll() is None
+    ):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(60) == 128 + 15 and "Traceback" not in process.stderr.read()
@@ -208,14 +250,23 @@ def test_a_stopped_import_leaves_nothing(tmp_path):
 
 def test_kitchen_is_scored_on_what_the_data_show(adroit, tmp_path):
     made_file(tmp_path / "kitchen_microwave_kettle_bottomburner_light-v0.hdf5", "kitchen", 300)
-    assert run_import(tmp_path, tmp_path / "kitchen_microwave_kettle_bottomburner_light-v0.hdf5").returncode == 0
+    assert (
+        run_import(
+            tmp_path, tmp_path / "kitchen_microwave_kettle_bottomburner_light-v0.hdf5"
+        ).returncode
+        == 0
+    )
     plain = adroit.make_env(adroit.TASKS["kitchen-mixed"])
     loaded(adroit, tmp_path / "d4rl" / "kitchen" / "mixed-v0", "kitchen-mixed")
     env = adroit.make_env(adroit.TASKS["kitchen-mixed"])
     full, seen = (adroit.flatten_obs(e.reset(seed=1)[0]) for e in (plain, env))
     assert seen.shape == (30,)
-    assert np.abs(seen - np.delete(full, [*range(9, 18), *range(39, 59)])).max() < 0.012  # noise of 0.01 at most
-    assert np.abs(seen - env.unwrapped.data.qpos[:30]).max() > 0.002  # where Gymnasium's own is at most 0.001
+    assert (
+        np.abs(seen - np.delete(full, [*range(9, 18), *range(39, 59)])).max() < 0.012
+    )  # noise of 0.01 at most
+    assert (
+        np.abs(seen - env.unwrapped.data.qpos[:30]).max() > 0.002
+    )  # where Gymnasium's own is at most 0.001
     plain.close(), env.close()
 
 
@@ -251,10 +302,21 @@ def test_names_that_do_not_fit(tmp_path):
     assert run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5").returncode == 0
     again = run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5")
     assert again.returncode == 2 and "already" in again.stderr
-    outside = run_import(tmp_path / "sets", tmp_path / "hopper_medium-v2.hdf5", "--dataset-id", "../out")
+    outside = run_import(
+        tmp_path / "sets", tmp_path / "hopper_medium-v2.hdf5", "--dataset-id", "../out"
+    )
     assert outside.returncode == 2 and not (tmp_path / "out").exists()
-    for wrong in ("d4rl/hopper", "d4rl/hopper/medium-v2/data/x-v0", "t/int-v0"):  # Minari fails on these for ever after
-        assert run_import(tmp_path, tmp_path / "hopper_medium-v2.hdf5", "--dataset-id", wrong).returncode == 2
+    for wrong in (
+        "d4rl/hopper",
+        "d4rl/hopper/medium-v2/data/x-v0",
+        "t/int-v0",
+    ):  # Minari fails on these for ever after
+        assert (
+            run_import(
+                tmp_path, tmp_path / "hopper_medium-v2.hdf5", "--dataset-id", wrong
+            ).returncode
+            == 2
+        )
     with h5py.File(tmp_path / "hopper_expert-v2.hdf5", "w") as file:
         for key in ("observations", "actions", "rewards", "terminals"):
             file[key] = 1.0
@@ -285,7 +347,10 @@ def test_an_imported_set_trains(tmp_path, family):
     assert done.returncode == 0, done.stderr
     simulator = json.loads((tmp_path / "run" / "run.json").read_text())["simulator"]
     version = {"hopper": "Hopper-v4", "pen": "AdroitHandPen-v1"}.get(family)
-    assert simulator[0] == version or simulator[1]["d4rl_ant" if family == "antmaze" else "d4rl_obs"] is True
+    assert (
+        simulator[0] == version
+        or simulator[1]["d4rl_ant" if family == "antmaze" else "d4rl_obs"] is True
+    )
     score = json.loads((tmp_path / "run" / "summary.json").read_text())["last"]["score"]
     shutil.rmtree(tmp_path / "sets")
     again = run_script(script, "--evaluate", tmp_path / "run")

@@ -28,12 +28,22 @@ def made(pointmaze, out, **flags):
 
 
 def arrays(dataset):
-    return [np.concatenate([*e.observations.values(), np.pad(e.actions, ((0, 1), (0, 0)))], 1) for e in dataset]
+    return [
+        np.concatenate([*e.observations.values(), np.pad(e.actions, ((0, 1), (0, 0)))], 1)
+        for e in dataset
+    ]
 
 
 def test_equal_arrays_for_equal_seeds(pointmaze, tmp_path):
     sets = [
-        made(pointmaze, tmp_path / str(i), recipe="wander", maze="medium", transitions=1200, seed=seed)
+        made(
+            pointmaze,
+            tmp_path / str(i),
+            recipe="wander",
+            maze="medium",
+            transitions=1200,
+            seed=seed,
+        )
         for i, seed in enumerate((3, 3, 4))
     ]
     first, again, other = (np.stack(arrays(dataset)) for dataset in sets)
@@ -49,11 +59,16 @@ def test_a_recorded_episode_is_the_simulator_s(pointmaze, tmp_path):
     env, episode = dataset.recover_environment(), dataset[0]
     env.reset(seed=0)
     for t in range(0, 300, 10):
-        state, env.unwrapped.goal = episode.observations["observation"][t], episode.observations["desired_goal"][t]
+        state, env.unwrapped.goal = (
+            episode.observations["observation"][t],
+            episode.observations["desired_goal"][t],
+        )
         env.unwrapped.point_env.set_state(state[:2], state[2:])
         obs, reward, *_ = env.step(episode.actions[t])
         assert np.abs(obs["observation"] - episode.observations["observation"][t + 1]).max() < 1e-4
-        near = np.linalg.norm(obs["achieved_goal"] - episode.observations["desired_goal"][t]) <= 0.45
+        near = (
+            np.linalg.norm(obs["achieved_goal"] - episode.observations["desired_goal"][t]) <= 0.45
+        )
         assert reward == episode.rewards[t] == near
     env.close()
 
@@ -64,10 +79,14 @@ def test_wander_ignores_the_goal_and_sees_all_of_the_maze(pointmaze, antmaze, tm
     cells = {(int(np.floor(2.5 - y)), int(np.floor(x + 2.5))) for x, y in places}
     assert cells == {(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)}
     goals = np.stack([e.observations["desired_goal"] for e in dataset])
-    assert np.ptp(goals, 1).max() == 0 and np.abs(goals[:, 0] - (-1, 1)).max() < 0.26  # one goal, with its noise
+    assert (
+        np.ptp(goals, 1).max() == 0 and np.abs(goals[:, 0] - (-1, 1)).max() < 0.26
+    )  # one goal, with its noise
     left = [np.flatnonzero(e.rewards)[-1] < 299 for e in dataset if e.rewards.any()]
     assert np.mean(left) > 0.5  # it goes by
-    args = antmaze.replace(antmaze.Args(), env_id="pointmaze-umaze", dataset_id=str(tmp_path / "set"))
+    args = antmaze.replace(
+        antmaze.Args(), env_id="pointmaze-umaze", dataset_id=str(tmp_path / "set")
+    )
     assert len(antmaze.load_dataset(args, "cpu")[0].obs) == 6000
 
 
@@ -92,7 +111,9 @@ def test_rare_has_two_routes_and_time_for_one(pointmaze, antmaze, tmp_path):
     assert 0.04 < np.mean(upper) < 0.18  # 10 % of 100 episodes, give or take 2.7 standard errors
     short, long = (np.array(steps)[np.array(upper) == value] for value in (True, False))
     assert short.max() < pointmaze.RARE_LIMIT < long.min()
-    args = antmaze.replace(antmaze.Args(), env_id="pointmaze-rare", dataset_id=str(tmp_path / "set"))
+    args = antmaze.replace(
+        antmaze.Args(), env_id="pointmaze-rare", dataset_id=str(tmp_path / "set")
+    )
     antmaze.load_dataset(args, "cpu")
     env = antmaze.make_env(antmaze.TASKS["pointmaze-rare"])
     assert env.spec.max_episode_steps == pointmaze.RARE_LIMIT
@@ -103,7 +124,9 @@ def test_rare_has_two_routes_and_time_for_one(pointmaze, antmaze, tmp_path):
 
 def test_an_open_maze_of_any_size(pointmaze, antmaze, tmp_path):
     made(pointmaze, tmp_path / "set", recipe="goal", maze="open", size=(4, 6), transitions=600)
-    args = antmaze.replace(antmaze.Args(), env_id="pointmaze-open", dataset_id=str(tmp_path / "set"))
+    args = antmaze.replace(
+        antmaze.Args(), env_id="pointmaze-open", dataset_id=str(tmp_path / "set")
+    )
     data, _ = antmaze.load_dataset(args, "cpu")
     assert data.obs[:, 0].abs().max() < 3 and data.obs[:, 1].abs().max() < 2
     maze = np.array(antmaze.TASKS["pointmaze-open"].env_kwargs["maze_map"])
@@ -111,7 +134,13 @@ def test_an_open_maze_of_any_size(pointmaze, antmaze, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--transitions", "0"), ("--action-noise", "-1"), ("--size", "1", "5"), ("--dataset-id", "../x")]
+    "flags",
+    [
+        ("--transitions", "0"),
+        ("--action-noise", "-1"),
+        ("--size", "1", "5"),
+        ("--dataset-id", "../x"),
+    ],
 )
 def test_bad_flags(flags, tmp_path):
     command = [sys.executable, str(FOLDER / "pointmaze.py"), "--recipe", "goal", *flags]

@@ -25,7 +25,11 @@ PAGES = [page for page in report.PAGES if (ROOT / page).exists()]
 
 def rows(name: str, **wanted) -> list[dict]:
     """Rows of a record in which the named columns have these values."""
-    return [r for r in read_record(RECORDS / f"{name}.csv")[1] if all(r[k] == v for k, v in wanted.items())]
+    return [
+        r
+        for r in read_record(RECORDS / f"{name}.csv")[1]
+        if all(r[k] == v for k, v in wanted.items())
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,9 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def test_pages_hold_what_the_records_give():
-    done = subprocess.run([sys.executable, ROOT / "results" / "report.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "results" / "report.py", "--check"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, ""), "run python results/report.py"
 
 
@@ -95,7 +101,9 @@ def test_a_changed_page_is_named_and_mended(copied):
         text = (copied / page).read_text()
         for match in [*report.TABLE.finditer(text), *report.NUMBER.finditer(text)]:
             digit = next(i for i in range(match.end("old") - 1, 0, -1) if text[i].isdigit())
-            (copied / page).write_text(f"{text[:digit]}{(int(text[digit]) + 1) % 10}{text[digit + 1 :]}")
+            (copied / page).write_text(
+                f"{text[:digit]}{(int(text[digit]) + 1) % 10}{text[digit + 1 :]}"
+            )
             assert report.report(copied, write=False) == [
                 f"{page}: table {match['name']} differs from what the records give"
             ]
@@ -113,7 +121,10 @@ def test_markers_that_fit_no_table_are_named(copied):
     ]
     page.write_text(text.replace("<!-- end table -->", "", 1))
     problems = report.report(copied, write=True)
-    assert any("is not closed" in problem for problem in problems) and page.read_text().count("<!-- table ") > 1
+    assert (
+        any("is not closed" in problem for problem in problems)
+        and page.read_text().count("<!-- table ") > 1
+    )
     page.write_text(text.replace("<!-- /n -->", ""))
     assert any("'<!-- n: NAME -->'" in problem for problem in report.report(copied, write=False))
 
@@ -129,14 +140,23 @@ def test_pictures_are_what_the_records_give(redrawn):
     assert {p.name for p in FIGURES.iterdir()} == {p.name for p in redrawn[0].iterdir()}
     pages = "".join((ROOT / page).read_text() for page in PAGES)
     for committed in FIGURES.iterdir():
-        assert committed.stat().st_size < 300_000 and f"figures/{committed.name}" in pages, committed.name
-        a, b = (np.asarray(Image.open(d / committed.name).convert("RGB"), float) for d in (FIGURES, redrawn[0]))
-        assert a.shape == b.shape and np.abs(a - b).mean() < 0.5, f"{committed.name}: run python results/report.py"
+        assert committed.stat().st_size < 300_000 and f"figures/{committed.name}" in pages, (
+            committed.name
+        )
+        a, b = (
+            np.asarray(Image.open(d / committed.name).convert("RGB"), float)
+            for d in (FIGURES, redrawn[0])
+        )
+        assert a.shape == b.shape and np.abs(a - b).mean() < 0.5, (
+            f"{committed.name}: run python results/report.py"
+        )
 
 
 def test_no_record_is_without_use(redrawn):
     pages = "".join((ROOT / page).read_text() for page in PAGES)
-    unused = [p.name for p in RECORDS.rglob("*.*") if str(p) not in redrawn[1] and p.name not in pages]
+    unused = [
+        p.name for p in RECORDS.rglob("*.*") if str(p) not in redrawn[1] and p.name not in pages
+    ]
     assert not unused, f"neither a table nor a picture reads {unused}, and no README names them"
 
 
@@ -157,7 +177,10 @@ def test_paths_are_of_the_runs_that_the_tables_count():
         assert 100 * statistics.mean(episode["arrived"] for episode in episodes) == score
         states, _ = read_record(RECORDS / f"states-{task}.csv")
         assert states["dataset"]["hash"] == about["dataset"]["hash"] == data
-        assert all((RECORDS / f"{x}.csv").stat().st_size < 200_000 for x in (f"paths-{name}", f"states-{task}"))
+        assert all(
+            (RECORDS / f"{x}.csv").stat().st_size < 200_000
+            for x in (f"paths-{name}", f"states-{task}")
+        )
 
 
 def test_figures_in_sentences_come_from_records():
@@ -174,26 +197,39 @@ def test_figures_in_sentences_come_from_records():
         return of("peak_mib", "speed", max_q=max_q, **base) / 1024
 
     def together(M: int, runs: int, threads: int) -> float:
-        return of("updates_per_second_in_all", "speed-together", M=M, runs=runs, threads_each=threads)
+        return of(
+            "updates_per_second_in_all", "speed-together", M=M, runs=runs, threads_each=threads
+        )
 
     def lcb(column: str, M: int, precision: str = "bf16") -> float:
         return of(column, "precision", task="hopper-medium-expert", M=M, lcb_in=precision)
 
     def scores(task: str, M: int, mode: str) -> str:
-        return ", ".join(f"{r['score']:.3g}" for r in rows("precision", task=task, M=M, trained_in=mode, lcb_in=mode))
+        return ", ".join(
+            f"{r['score']:.3g}"
+            for r in rows("precision", task=task, M=M, trained_in=mode, lcb_in=mode)
+        )
 
     def ant(updates: int, **wanted) -> float:
         runs = rows("datasets-runs", task="antmaze-umaze", updates=updates, **wanted)
         return next(r["last"] for r in runs if "--normalize-obs" in r["flags"])
 
     def pace(arm: str, first: float, last: float) -> str:
-        found = [r["updates_per_second"] for r in rows("antmaze-gpu-pace", arm=arm) if first < r["seconds"] < last]
+        found = [
+            r["updates_per_second"]
+            for r in rows("antmaze-gpu-pace", arm=arm)
+            if first < r["seconds"] < last
+        ]
         return f"{statistics.median(found):,.0f}"
 
     kernels, ms = rows("profile-gpu"), read_record(RECORDS / "profile-gpu.csv")[0]["ms_per_update"]
 
     def share(*parts: str) -> str:
-        found = sum(r["microseconds"] for r in kernels if not parts or any(part in r["kernel"] for part in parts))
+        found = sum(
+            r["microseconds"]
+            for r in kernels
+            if not parts or any(part in r["kernel"] for part in parts)
+        )
         return f"{found / ms / 10:.0f} %"
 
     maze, hopper, train = "pointmaze-umaze-embedded", "hopper-medium-expert", rows("train-ant")

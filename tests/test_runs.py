@@ -14,7 +14,18 @@ import pytest
 import torch
 from conftest import ROOT, episode, hopper_episodes, load_script, run_script, write_dataset
 
-TINY = ("--num-critics", 2, "--hidden-dim", 16, "--batch-size", 16, "--num-candidates", 3, "--log-every", 50)
+TINY = (
+    "--num-critics",
+    2,
+    "--hidden-dim",
+    16,
+    "--batch-size",
+    16,
+    "--num-candidates",
+    3,
+    "--log-every",
+    50,
+)
 CLOCKS = ("charts/sps", "charts/seconds")
 
 
@@ -78,14 +89,19 @@ def test_each_script_trains_and_scores_itself(script, flags, tmp_path):
     out = run_script(script, *flags, *TINY, *more)
     assert out.returncode == 0, out.stderr
     assert (
-        "last" in out.stdout and "best" in out.stdout and "offline" in out.stdout and "gradient_steps=200" in out.stdout
+        "last" in out.stdout
+        and "best" in out.stdout
+        and "offline" in out.stdout
+        and "gradient_steps=200" in out.stdout
     )
     record = json.loads((run / "run.json").read_text())
     assert record["script"] == f"{script}.py" and record["args"]["gradient_steps"] == 200
     assert len(record["dataset"]["hash"]) == 16 and record["versions"]["torch"].startswith("2.")
     metrics, evaluations = rows(run / "metrics.csv"), rows(run / "evaluations.csv")
     assert [int(r["step"]) for r in metrics] == [50, 100, 150, 200]
-    assert [(int(r["step"]), int(r["episode"])) for r in evaluations] == [(s, e) for s in (100, 200) for e in range(3)]
+    assert [(int(r["step"]), int(r["episode"])) for r in evaluations] == [
+        (s, e) for s in (100, 200) for e in range(3)
+    ]
     assert all(math.isfinite(float(v)) for r in metrics for v in r.values())
     assert [p.name for p in sorted(run.glob("checkpoint_*.pt"))] == [
         "checkpoint_0000000100.pt",
@@ -99,7 +115,9 @@ def test_each_script_trains_and_scores_itself(script, flags, tmp_path):
     )
     if script == "edq_antmaze":
         decay = [0.5 * (1 + math.cos(math.pi * (s - 1) / 200)) for s in (50, 200)]
-        assert [float(metrics[i]["charts/actor_lr"]) for i in (0, 3)] == pytest.approx([3e-4 * d for d in decay])
+        assert [float(metrics[i]["charts/actor_lr"]) for i in (0, 3)] == pytest.approx(
+            [3e-4 * d for d in decay]
+        )
 
 
 RESUMABLE = (
@@ -189,10 +207,14 @@ def test_scoring_again_gives_the_same_numbers(whole, mujoco, capsys):
     for eval_envs in ("20", "1"):
         mujoco.main(*mujoco.parse_args(["--evaluate", str(run), "--eval-envs", eval_envs]))
         lines = capsys.readouterr().out.splitlines(keepends=True)
-        texts.append("".join(x for x in lines if not x.startswith("evaluation: ")))  # how many at a time, how long
+        texts.append(
+            "".join(x for x in lines if not x.startswith("evaluation: "))
+        )  # how many at a time, how long
     last = json.loads((run / "summary.json").read_text())["last"]
     assert texts[0] == texts[1] and f"score {last['score']:.6g}" in texts[0]
-    mujoco.main(*mujoco.parse_args(["--evaluate", str(run), "--seed", "77", "--action-selection", "argmax"]))
+    mujoco.main(
+        *mujoco.parse_args(["--evaluate", str(run), "--seed", "77", "--action-selection", "argmax"])
+    )
     assert capsys.readouterr().out.splitlines()[-1] != texts[0].splitlines()[-1]
 
 
@@ -206,8 +228,24 @@ def test_target_entropy_is_read_off_the_clone(whole):
 
 
 def test_diffusion_bc_has_no_critic(hopper_set, tmp_path, mujoco):
-    flags = ["--env-id", "hopper-medium", "--preset", "diffusion-bc", "--dataset-id", str(hopper_set), "--run-dir"]
-    flags += [str(tmp_path / "run"), "--gradient-steps", "20", "--eval-episodes", "1", "--hidden-dim", "16"]
+    flags = [
+        "--env-id",
+        "hopper-medium",
+        "--preset",
+        "diffusion-bc",
+        "--dataset-id",
+        str(hopper_set),
+        "--run-dir",
+    ]
+    flags += [
+        str(tmp_path / "run"),
+        "--gradient-steps",
+        "20",
+        "--eval-episodes",
+        "1",
+        "--hidden-dim",
+        "16",
+    ]
     mujoco.main(*mujoco.parse_args(flags))
     assert not any(k.startswith(("q.", "target_q.")) for k in weights(tmp_path / "run"))
 
@@ -225,25 +263,55 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(hopper_set, tmp_pa
         100,
     )
     run = tmp_path / "run"
-    out = run_script("edq_mujoco", *flags, "--eval-episodes", 1, "--critic-lr", 1e9, "--run-dir", run)
+    out = run_script(
+        "edq_mujoco", *flags, "--eval-episodes", 1, "--critic-lr", 1e9, "--run-dir", run
+    )
     assert out.returncode == 1
     assert "not finite from update" in out.stderr and "checkpoint_0000000000.pt" in out.stderr
     assert [p.name for p in run.glob("checkpoint_*.pt")] == ["checkpoint_0000000000.pt"]
 
 
 def test_warning_when_q_leaves_what_rewards_allow(hopper_set, tmp_path, mujoco, capsys):
-    flags = [*map(str, TINY), "--env-id", "hopper-medium", "--dataset-id", str(hopper_set), "--eval-episodes", "1"]
-    flags += ["--gradient-steps", "200", "--gamma", "0.0", "--critic-lr", "0.3", "--run-dir", str(tmp_path / "run")]
+    flags = [
+        *map(str, TINY),
+        "--env-id",
+        "hopper-medium",
+        "--dataset-id",
+        str(hopper_set),
+        "--eval-episodes",
+        "1",
+    ]
+    flags += [
+        "--gradient-steps",
+        "200",
+        "--gamma",
+        "0.0",
+        "--critic-lr",
+        "0.3",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     mujoco.main(*mujoco.parse_args(flags))
     out = capsys.readouterr().out
     assert out.count("warning: |Q|") == 1 and "from update" in out
 
 
 def test_tracking_works_offline(hopper_set, tmp_path):
-    flags = ("--env-id", "hopper-medium", "--dataset-id", hopper_set, "--gradient-steps", 60, "--eval-episodes", 1)
+    flags = (
+        "--env-id",
+        "hopper-medium",
+        "--dataset-id",
+        hopper_set,
+        "--gradient-steps",
+        60,
+        "--eval-episodes",
+        1,
+    )
     run = tmp_path / "run"
     env = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
-    out = run_script("edq_mujoco", *TINY, *flags, "--track", "--run-dir", run, env=env, cwd=tmp_path)
+    out = run_script(
+        "edq_mujoco", *TINY, *flags, "--track", "--run-dir", run, env=env, cwd=tmp_path
+    )
     assert out.returncode == 0, out.stderr
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
@@ -252,7 +320,9 @@ def test_video(whole, tmp_path):
     run, _ = whole
     probe = "import gymnasium as g; e = g.make('Hopper-v5', render_mode='rgb_array'); e.reset(); e.render()"
     env = {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
-    if subprocess.run([sys.executable, "-c", probe], env={**os.environ, **env}, capture_output=True).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", probe], env={**os.environ, **env}, capture_output=True
+    ).returncode:
         pytest.skip("no off-screen rendering on this machine (Debian: libegl1 or libosmesa6)")
     subprocess.run(["cp", "-r", run, tmp_path / "run"], check=True)
     out = run_script("edq_mujoco", "--evaluate", tmp_path / "run", "--capture-video", env=env)
@@ -263,9 +333,25 @@ def test_video(whole, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_run_and_resume(hopper_set, tmp_path, mujoco):
-    flags = [*map(str, TINY), "--env-id", "hopper-medium", "--dataset-id", str(hopper_set), "--eval-episodes", "1"]
-    mujoco.main(*mujoco.parse_args([*flags, "--gradient-steps", "100", "--device", "cuda", "--run-dir", str(tmp_path)]))
-    mujoco.main(*mujoco.parse_args(["--resume", str(tmp_path), "--gradient-steps", "150", "--device", "cpu"]))
+    flags = [
+        *map(str, TINY),
+        "--env-id",
+        "hopper-medium",
+        "--dataset-id",
+        str(hopper_set),
+        "--eval-episodes",
+        "1",
+    ]
+    mujoco.main(
+        *mujoco.parse_args(
+            [*flags, "--gradient-steps", "100", "--device", "cuda", "--run-dir", str(tmp_path)]
+        )
+    )
+    mujoco.main(
+        *mujoco.parse_args(
+            ["--resume", str(tmp_path), "--gradient-steps", "150", "--device", "cpu"]
+        )
+    )
 
 
 def test_edq_beats_cloning_and_chance(tmp_path):
@@ -278,28 +364,54 @@ def test_edq_beats_cloning_and_chance(tmp_path):
     task, rng = antmaze.TASKS["pointmaze-open"], np.random.default_rng(0)
     kwargs = {**task.env_kwargs, "continuing_task": True, "max_episode_steps": 150}
     env = antmaze.gym.make(task.env, disable_env_checker=True, **kwargs)
-    corners = [env.unwrapped.maze.cell_rowcol_to_xy(np.array(c)) for c in ((1, 1), (1, 5), (3, 1), (3, 5))]
+    corners = [
+        env.unwrapped.maze.cell_rowcol_to_xy(np.array(c)) for c in ((1, 1), (1, 5), (3, 1), (3, 5))
+    ]
     episodes = []
     for i in range(60):
         obs, actions, rewards = [env.reset(seed=i)[0]], [], []
         for _ in range(150):
             away = corners[i % 4] - obs[-1]["achieved_goal"]
-            actions.append(np.clip(3 * away - obs[-1]["observation"][2:] + 0.3 * rng.normal(size=2), -1, 1))
+            actions.append(
+                np.clip(3 * away - obs[-1]["observation"][2:] + 0.3 * rng.normal(size=2), -1, 1)
+            )
             o, reward, *_ = env.step(actions[-1])
             obs.append(o)
             rewards.append(reward)
         stacked = {k: np.array([o[k] for o in obs], np.float32) for k in obs[0]}
         episodes.append(episode(stacked, np.array(actions), np.array(rewards), "truncation"))
     cells = kwargs["maze_map"]
-    folder = write_dataset(tmp_path / "set", episodes, {"id": task.env, "kwargs": {"maze_map": cells}})
-    flags = ["--env-id", "pointmaze-open", "--dataset-id", str(folder), "--hidden-dim", "64", "--num-critics", "4"]
-    flags += ["--gradient-steps", "6000", "--eval-every", "6000", "--eval-episodes", "40", "--log-every", "1000"]
+    folder = write_dataset(
+        tmp_path / "set", episodes, {"id": task.env, "kwargs": {"maze_map": cells}}
+    )
+    flags = [
+        "--env-id",
+        "pointmaze-open",
+        "--dataset-id",
+        str(folder),
+        "--hidden-dim",
+        "64",
+        "--num-critics",
+        "4",
+    ]
+    flags += [
+        "--gradient-steps",
+        "6000",
+        "--eval-every",
+        "6000",
+        "--eval-episodes",
+        "40",
+        "--log-every",
+        "1000",
+    ]
     flags += ["--gamma", "0.97", "--tau", "0.02"]  # values have to travel fast in a short run
     scores = {}
     for preset in ("edq", "diffusion-bc"):
         run = tmp_path / preset
         antmaze.main(*antmaze.parse_args([*flags, "--preset", preset, "--run-dir", str(run)]))
-        scores[preset] = np.mean([float(r["steps_to_goal"]) <= 120 for r in rows(run / "evaluations.csv")])
+        scores[preset] = np.mean(
+            [float(r["steps_to_goal"]) <= 120 for r in rows(run / "evaluations.csv")]
+        )
     chance = []
     env = antmaze.make_env(task)
     for i in range(20):
@@ -309,4 +421,7 @@ def test_edq_beats_cloning_and_chance(tmp_path):
         while not reward and steps < 120:
             reward, steps = env.step(env.action_space.sample())[1], steps + 1
         chance.append(reward > 0)
-    assert scores["edq"] >= 0.5 and scores["edq"] >= max(scores["diffusion-bc"], np.mean(chance)) + 0.25, scores
+    assert (
+        scores["edq"] >= 0.5
+        and scores["edq"] >= max(scores["diffusion-bc"], np.mean(chance)) + 0.25
+    ), scores

@@ -23,14 +23,19 @@ def read(kind=""):
 
 
 def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
 
 
 @pytest.mark.parametrize("name", ["one mode", "three modes"])
 def test_exact_network_is_the_expected_noise_by_quadrature(mujoco, name):
     mixture, sde = samplers.MIXTURES[name], mujoco.MeanRevertingSDE(5)
     a0 = np.linspace(-2, 2, 40_001)
-    prior = sum(w * np.exp(-0.5 * ((a0 - m) / mixture.std) ** 2) for (m,), w in zip(mixture.means, mixture.weights))
+    prior = sum(
+        w * np.exp(-0.5 * ((a0 - m) / mixture.std) ** 2)
+        for (m,), w in zip(mixture.means, mixture.weights)
+    )
     for t in range(5):
         keep, sigma = math.exp(-float(sde.theta_bar[t])), float(sde.sigma[t])
         for a_t in (-1.3, -0.2, 0.0, 0.4, 2.0):
@@ -44,12 +49,18 @@ def test_exact_network_is_the_expected_noise_by_quadrature(mujoco, name):
 @pytest.mark.parametrize("name", ["ring", "checker"])
 def test_exact_network_is_the_gradient_of_the_log_density_in_2d(mujoco, name):
     mixture, sde = samplers.MIXTURES[name], mujoco.MeanRevertingSDE(5, "vp")
-    a_t = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    a_t = torch.randn(
+        64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     for t in range(5):
         keep, sigma = torch.exp(-sde.theta_bar[t].double()), sde.sigma[t].double()
         cov = ((keep * mixture.std) ** 2 + sigma**2) * torch.eye(2, dtype=torch.float64)
-        modes = torch.distributions.MultivariateNormal(keep * torch.tensor(mixture.means, dtype=torch.float64), cov)
-        weights = torch.distributions.Categorical(torch.tensor(mixture.weights, dtype=torch.float64))
+        modes = torch.distributions.MultivariateNormal(
+            keep * torch.tensor(mixture.means, dtype=torch.float64), cov
+        )
+        weights = torch.distributions.Categorical(
+            torch.tensor(mixture.weights, dtype=torch.float64)
+        )
         density = torch.distributions.MixtureSameFamily(weights, modes)
         (gradient,) = torch.autograd.grad(density.log_prob(a_t).sum(), a_t)
         got = samplers.ExactScore(mixture, sde)(a_t.detach().float(), t, None)
@@ -61,12 +72,15 @@ def test_data_have_the_stated_modes():
     x = mixture.sample(n, torch.Generator().manual_seed(0))
     for i, (center, weight) in enumerate(((-0.7, 0.5), (0.0, 0.2), (0.7, 0.3))):
         mine = x[(x - center).abs() < 0.35]
-        assert len(mine) / n == pytest.approx(weight, abs=0.01) and float(mine.mean()) == pytest.approx(
-            center, abs=0.01
-        )
+        assert len(mine) / n == pytest.approx(weight, abs=0.01) and float(
+            mine.mean()
+        ) == pytest.approx(center, abs=0.01)
         assert samplers.mode_std(x, mixture, i) == pytest.approx((0.1, weight), abs=0.01)
     assert samplers.between(torch.tensor([[-0.35], [0.35], [0.69], [0.02]]), mixture) == 0.5
-    assert float(samplers.MIXTURES["ring"].sample(n, torch.Generator().manual_seed(0)).abs().max()) <= 1
+    assert (
+        float(samplers.MIXTURES["ring"].sample(n, torch.Generator().manual_seed(0)).abs().max())
+        <= 1
+    )
 
 
 def test_distances():
@@ -84,9 +98,15 @@ def test_five_posterior_steps_narrow_a_mode(mujoco):
     noise = samplers.draw_noise(5, 1, range(2))
     out = samplers.run_samplers(samplers.ExactScore(mixture, sde), sde, noise)
     assert float(out["posterior"].std()) == pytest.approx(0.0141, rel=0.03)
-    rows = [r for r in read("-modes") if (r["network"], r["distribution"], r["T"]) == ("exact", "one mode", "5")]
+    rows = [
+        r
+        for r in read("-modes")
+        if (r["network"], r["distribution"], r["T"]) == ("exact", "one mode", "5")
+    ]
     assert len(rows) == 10
-    assert statistics.mean(float(r["std_posterior"]) for r in rows) == pytest.approx(0.0141, abs=2e-4)
+    assert statistics.mean(float(r["std_posterior"]) for r in rows) == pytest.approx(
+        0.0141, abs=2e-4
+    )
 
 
 def test_record_holds_every_setting_and_the_known_distances():
@@ -98,10 +118,16 @@ def test_record_holds_every_setting_and_the_known_distances():
             for schedule in ("cosine", "linear", "constant", "vp"):
                 assert all(("exact", name, schedule, str(T), str(s)) in keys for s in range(10))
                 if schedule == "cosine" or T == 5:
-                    assert all(("trained", name, schedule, str(T), str(s)) in keys for s in range(5))
+                    assert all(
+                        ("trained", name, schedule, str(T), str(s)) in keys for s in range(5)
+                    )
     where = {"network": "exact", "distribution": "far modes", "schedule": "cosine", "T": "5"}
     far = [r for r in rows if where.items() <= r.items()]
-    for sampler, expected in (("posterior", 0.29), ("sde", 0.18), ("ode", 0.205)):  # as in test_numerics.py
+    for sampler, expected in (
+        ("posterior", 0.29),
+        ("sde", 0.18),
+        ("ode", 0.205),
+    ):  # as in test_numerics.py
         assert statistics.mean(float(r[sampler]) for r in far) == pytest.approx(expected, abs=0.015)
 
 
@@ -111,7 +137,11 @@ def test_tables_state_the_record():
 
     def values(network, name, schedule, T, column):
         where = (network, name, schedule, str(T))
-        return [float(r[column]) for r in rows if (r["network"], r["distribution"], r["schedule"], r["T"]) == where]
+        return [
+            float(r[column])
+            for r in rows
+            if (r["network"], r["distribution"], r["schedule"], r["T"]) == where
+        ]
 
     for network in ("exact", "trained"):
         table = cells(tables[f"samplers-distance-{network}"])
@@ -122,12 +152,19 @@ def test_tables_state_the_record():
                 mean, std = map(float, cell.split(" ± "))
                 assert mean == pytest.approx(statistics.mean(x), abs=5.1e-4)
                 assert std == pytest.approx(statistics.stdev(x), abs=5.1e-4)
-            expected = statistics.mean(float(r["floor"]) for r in floor if r["distribution"] == name)
+            expected = statistics.mean(
+                float(r["floor"]) for r in floor if r["distribution"] == name
+            )
             assert float(last) == pytest.approx(expected, abs=5.1e-4)
     for network, name, _, _, *reached in cells(tables["samplers-reach"]):
         limit = 2 * statistics.mean(float(r["floor"]) for r in floor if r["distribution"] == name)
-        for sampler, threshold, cell in zip(("posterior", "sde", "ode") * 2, (limit,) * 3 + (0.05,) * 3, reached):
-            mean = {T: statistics.mean(values(network, name, "cosine", T, sampler)) for T in samplers.STEPS}
+        for sampler, threshold, cell in zip(
+            ("posterior", "sde", "ode") * 2, (limit,) * 3 + (0.05,) * 3, reached
+        ):
+            mean = {
+                T: statistics.mean(values(network, name, "cosine", T, sampler))
+                for T in samplers.STEPS
+            }
             good = [T for T in samplers.STEPS if mean[T] <= threshold]
             assert cell == (str(good[0]) if good else "> 100")
     for network, name, sampler, *line in cells(tables["samplers-schedules"]):
@@ -135,16 +172,27 @@ def test_tables_state_the_record():
             expected = statistics.mean(values(network, name, schedule, 5, sampler))
             assert float(cell.split(" ± ")[0]) == pytest.approx(expected, abs=5.1e-4)
     for network, name, mode, _, *line in cells(tables["samplers-modes"]):
-        mine = [r for r in read("-modes") if (r["network"], r["distribution"], r["T"]) == (network, name, "5")]
+        mine = [
+            r
+            for r in read("-modes")
+            if (r["network"], r["distribution"], r["T"]) == (network, name, "5")
+        ]
         mine = [r for r in mine if float(r["mode"]) == float(mode)]
         for sampler, cell in zip(("posterior", "sde", "ode"), line):
-            assert float(cell) == pytest.approx(statistics.mean(float(r[f"std_{sampler}"]) for r in mine), abs=5.1e-4)
+            assert float(cell) == pytest.approx(
+                statistics.mean(float(r[f"std_{sampler}"]) for r in mine), abs=5.1e-4
+            )
 
 
 def test_training_lowers_the_loss_and_is_that_of_each_network_alone(mujoco, monkeypatch):
     """The second of three networks trained as one, against the same network in an ordinary loop."""
     monkeypatch.setattr(samplers, "HIDDEN", 16)
-    mixture, sde, updates, seeds = samplers.MIXTURES["checker"], mujoco.MeanRevertingSDE(5), 150, range(3)
+    mixture, sde, updates, seeds = (
+        samplers.MIXTURES["checker"],
+        mujoco.MeanRevertingSDE(5),
+        150,
+        range(3),
+    )
     scores, history = samplers.train([mixture], sde, seeds, updates, compiled=False)
     assert history.shape == (updates, 3)
     assert bool((history[-20:].mean(0) < 0.5 * history[:5].mean(0)).all())
@@ -165,7 +213,9 @@ def test_training_lowers_the_loss_and_is_that_of_each_network_alone(mujoco, monk
         optimiser.step()
     x = torch.randn(3, 7, 2, generator=g)
     with torch.no_grad():
-        torch.testing.assert_close(scores(x, 2, x[..., :0])[1], net(x[1], 2, x[1, :, :0]), atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(
+            scores(x, 2, x[..., :0])[1], net(x[1], 2, x[1, :, :0]), atol=2e-2, rtol=2e-2
+        )
         alone = scores.part(slice(1, 2))(x[1:2], 2, x[1:2, :, :0])
         torch.testing.assert_close(scores(x, 2, x[..., :0])[1:2], alone, atol=1e-5, rtol=1e-5)
 
@@ -173,6 +223,11 @@ def test_training_lowers_the_loss_and_is_that_of_each_network_alone(mujoco, monk
 def test_figures_from_the_record_alone(tmp_path):
     samplers.figures(RECORDS, tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["samplers-modes.png", "samplers-points.png", "samplers-schedules.png", "samplers.png"]
+    assert drawn == [
+        "samplers-modes.png",
+        "samplers-points.png",
+        "samplers-schedules.png",
+        "samplers.png",
+    ]
     assert all(5_000 < path.stat().st_size < 300_000 for path in tmp_path.iterdir())
     assert sum(path.stat().st_size for path in RECORDS.glob("samplers*.csv")) < 400_000

@@ -20,12 +20,16 @@ COMPILER = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler, or no Python headers")
 SETTINGS = {
     "released": dict(entropy_estimator="released", max_q_backup=True),
-    "chain": dict(entropy_estimator="chain", ent_coef="auto", target_entropy=0.1, policy_action="chain"),
+    "chain": dict(
+        entropy_estimator="chain", ent_coef="auto", target_entropy=0.1, policy_action="chain"
+    ),
 }
 
 
 def trainer(edq, device="cpu", **changes):
-    args = edq.replace(edq.Args(), num_critics=4, hidden_dim=32, batch_size=32, eta=1.0, diffusion_loss="noise")
+    args = edq.replace(
+        edq.Args(), num_critics=4, hidden_dim=32, batch_size=32, eta=1.0, diffusion_loss="noise"
+    )
     args = edq.replace(args, action_clip=True, precision="fp32", compile="off", **changes)
     torch.manual_seed(0)
     agent = edq.Agent(5, 2, args, device)
@@ -86,7 +90,9 @@ def test_bf16_leaves_input_head_and_all_that_is_stored_in_fp32(edq):
     # Each product rounds to 8 bits, twice in a row; Q is a sum of 64 such terms.
     assert float((half - exact).detach().norm() / exact.detach().norm()) < 0.02
     half.sum().backward()
-    assert action.grad.dtype == fp32 and all(p.dtype == p.grad.dtype == fp32 for p in net.parameters())
+    assert action.grad.dtype == fp32 and all(
+        p.dtype == p.grad.dtype == fp32 for p in net.parameters()
+    )
 
 
 def test_frozen_critics_pass_a_gradient_on_and_keep_none(edq):
@@ -99,7 +105,11 @@ def test_frozen_critics_pass_a_gradient_on_and_keep_none(edq):
     torch.testing.assert_close(a.grad, b.grad)
 
 
-CPUS = {"old": "flags : avx2 fma", "new": "flags : avx2 avx512f avx512_bf16", "amx": "flags : amx_tile amx_bf16"}
+CPUS = {
+    "old": "flags : avx2 fma",
+    "new": "flags : avx2 avx512f avx512_bf16",
+    "amx": "flags : amx_tile amx_bf16",
+}
 
 
 @pytest.mark.parametrize("cpu, best", [("old", "fp32"), ("new", "bf16"), ("amx", "bf16")])
@@ -144,7 +154,17 @@ def test_auto_compiles_where_it_pays(mujoco, monkeypatch, capsys):
 def test_compiled_run_resumes_to_the_last_bit_and_as_it_began(tmp_path, mujoco):
     """Two runs of a mode are equal, one of them stopped half-way; what `auto` had settled is kept."""
     data = write_dataset(tmp_path / "set", hopper_episodes())
-    flags = [*TINY, "--env-id", "hopper-medium", "--dataset-id", data, "--eval-every", 100, "--eval-episodes", 2]
+    flags = [
+        *TINY,
+        "--env-id",
+        "hopper-medium",
+        "--dataset-id",
+        data,
+        "--eval-every",
+        100,
+        "--eval-episodes",
+        2,
+    ]
     flags += ["--gradient-steps", 200, "--compile", "on", "--precision", "bf16"]
     out = run_script("edq_mujoco", *flags, "--run-dir", tmp_path / "whole")
     assert out.returncode == 0, out.stderr
@@ -166,13 +186,17 @@ def test_compiled_run_resumes_to_the_last_bit_and_as_it_began(tmp_path, mujoco):
 
 
 def test_simulators_in_processes_give_the_same_episodes(mujoco, monkeypatch):
-    args = mujoco.replace(mujoco.Args(), env_id="hopper-medium", num_critics=2, hidden_dim=16, num_candidates=3)
+    args = mujoco.replace(
+        mujoco.Args(), env_id="hopper-medium", num_critics=2, hidden_dim=16, num_candidates=3
+    )
     args = mujoco.replace(args, precision="fp32", eval_episodes=4)
     torch.manual_seed(0)
     agent, results = mujoco.Agent(11, 3, args), []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for seconds, kind in ((1e-5, "SyncVectorEnv"), (1.0, "AsyncVectorEnv")):
-        monkeypatch.setattr(mujoco.timeit, "timeit", lambda *args, seconds=seconds, **kwargs: seconds)
+        monkeypatch.setattr(
+            mujoco.timeit, "timeit", lambda *args, seconds=seconds, **kwargs: seconds
+        )
         envs = mujoco.vector_env(args)
         assert type(envs).__name__ == kind
         results.append(mujoco.evaluate(agent, envs, args, (0.0, 100.0), 4))
@@ -181,7 +205,9 @@ def test_simulators_in_processes_give_the_same_episodes(mujoco, monkeypatch):
 
 
 def test_evaluation_says_how_long_it_may_take(mujoco, capsys):
-    args = mujoco.replace(mujoco.Args(), env_id="hopper-medium", num_critics=2, hidden_dim=16, num_candidates=3)
+    args = mujoco.replace(
+        mujoco.Args(), env_id="hopper-medium", num_critics=2, hidden_dim=16, num_candidates=3
+    )
     args = mujoco.replace(args, precision="fp32", eval_episodes=3)
     envs = mujoco.vector_env(args)
     mujoco.evaluate(mujoco.Agent(11, 3, args), envs, args, (0.0, 100.0), 3)
@@ -200,9 +226,39 @@ def make_update(setting, data, path):
 def test_benchmark_counts_the_work_and_times_another_side(tmp_path):
     """Operations against a count by hand, and a ratio to a side that takes 30 ms."""
     (tmp_path / "other.py").write_text(OTHER)
-    command = [sys.executable, ROOT / "results" / "speed.py", "--critics", 3, "--steps", 5, "--batch", 64]
-    command += ["--max-q", "False", "--compile", "off", "--precision", "fp32", "--entropy", "none", "--no-acting"]
-    command += ["--rounds", 2, "--seconds", 0.1, "--threads", 1, "--out", tmp_path / "speed.csv", "--together", 2]
+    command = [
+        sys.executable,
+        ROOT / "results" / "speed.py",
+        "--critics",
+        3,
+        "--steps",
+        5,
+        "--batch",
+        64,
+    ]
+    command += [
+        "--max-q",
+        "False",
+        "--compile",
+        "off",
+        "--precision",
+        "fp32",
+        "--entropy",
+        "none",
+        "--no-acting",
+    ]
+    command += [
+        "--rounds",
+        2,
+        "--seconds",
+        0.1,
+        "--threads",
+        1,
+        "--out",
+        tmp_path / "speed.csv",
+        "--together",
+        2,
+    ]
     command += ["--plot", "None"]
     command += ["--other", tmp_path / "other.py", "--other-path", "somewhere"]
     out = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -213,16 +269,27 @@ def test_benchmark_counts_the_work_and_times_another_side(tmp_path):
     first, hidden, head = inside * H, 2 * H * H, H  # a critic's layers
     embed, mlp = 16 * 32 + 32 * 16, (16 + inside) * H + hidden + H * 6  # the score network
     forward = first + hidden + head
-    critics = 64 * 3 * (5 * forward + hidden + head)  # target, own, its weights, its inside; actor's action, and back
+    critics = (
+        64 * 3 * (5 * forward + hidden + head)
+    )  # target, own, its weights, its inside; actor's action, and back
     sampling = 5 * (64 * mlp + embed)  # one embedding for the whole batch
     training = 64 * (2 * (embed + mlp) + 32 * 16 + mlp)  # forward, weights, inside
     assert float(row["gflop"]) == pytest.approx(2 * (critics + sampling + training) / 1e9, rel=1e-3)
     assert 29 < float(row["other_ms"]) < 60
-    assert float(row["over_other"]) == pytest.approx(float(row["ms"]) / float(row["other_ms"]), rel=0.5)
+    assert float(row["over_other"]) == pytest.approx(
+        float(row["ms"]) / float(row["other_ms"]), rel=0.5
+    )
     with open(tmp_path / "speed-together.csv") as file:
         both = next(r for r in csv.DictReader(file) if r["M"] == "3")
-    assert both["runs"] == "2" and float(both["updates_per_second_in_all"]) > float(both["slowest"]) > 0
-    assert float(row["products_ms"]) < float(row["ms"]) and row["threads"] == "1" and row["torch"].startswith("2.")
+    assert (
+        both["runs"] == "2"
+        and float(both["updates_per_second_in_all"]) > float(both["slowest"]) > 0
+    )
+    assert (
+        float(row["products_ms"]) < float(row["ms"])
+        and row["threads"] == "1"
+        and row["torch"].startswith("2.")
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

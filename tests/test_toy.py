@@ -29,7 +29,9 @@ def test_transitions_are_those_of_a_naive_loop():
             assert data.obs[row].tolist() == pytest.approx([position, step])
             position += float(action[row, 0])
             assert data.next_obs[row].tolist() == pytest.approx([position, step + 1], abs=1e-6)
-            assert float(data.reward[row]) == pytest.approx(float(stacked.toy_reward(torch.tensor(position))), abs=1e-5)
+            assert float(data.reward[row]) == pytest.approx(
+                float(stacked.toy_reward(torch.tensor(position))), abs=1e-5
+            )
             assert data.end[row] == step and torch.equal(data.action[row], action[row])
             assert torch.equal(data.obs[row], obs[row])
 
@@ -44,7 +46,10 @@ def test_an_epoch_is_one_pass_over_the_data():
 
 
 def test_five_steps_lose_part_of_the_rich_hill_even_with_the_exact_network(mujoco):
-    mixture, sde = samplers.Mixture(((-0.8,), (0.8,)), 0.1, (0.88, 0.12), ""), mujoco.MeanRevertingSDE(5)
+    mixture, sde = (
+        samplers.Mixture(((-0.8,), (0.8,)), 0.1, (0.88, 0.12), ""),
+        mujoco.MeanRevertingSDE(5),
+    )
     score, g = samplers.ExactScore(mixture, sde), torch.Generator().manual_seed(0)
     action = mujoco.sample_actions(score, sde, torch.zeros(100_000, 2), generator=g)
     near = torch.minimum((action - 0.8).abs(), (action + 0.8).abs()) < 0.3
@@ -57,10 +62,14 @@ def agents(models, args):
     for i in range(len(models.seeds)):
         agent = stacked.edq.Agent(2, 1, args)
         agent.q = stacked.edq.QEnsemble(2, 1, args.num_critics, toy.CRITIC_HIDDEN)
-        agent.target_q = stacked.edq.QEnsemble(2, 1, args.num_critics, toy.CRITIC_HIDDEN).requires_grad_(False)
+        agent.target_q = stacked.edq.QEnsemble(
+            2, 1, args.num_critics, toy.CRITIC_HIDDEN
+        ).requires_grad_(False)
         agent.optimisers["critic"] = torch.optim.Adam(agent.q.parameters(), lr=args.critic_lr)
         for name in models.state:
-            getattr(agent, name).load_state_dict({k: w[i].detach() for k, w in models.state[name].items()})
+            getattr(agent, name).load_state_dict(
+                {k: w[i].detach() for k, w in models.state[name].items()}
+            )
         yield agent
 
 
@@ -69,7 +78,10 @@ def agents(models, args):
 def test_update_is_the_scripts_own(method, estimator):
     args = toy.METHODS[method]
     models = toy.Models(args, estimator, [0, 1])
-    for name, weights in models.state.items():  # averages unlike their originals, as after some updates
+    for (
+        name,
+        weights,
+    ) in models.state.items():  # averages unlike their originals, as after some updates
         torch.manual_seed(len(name))
         for w in weights.values():
             w.add_(0.02 * torch.randn_like(w))
@@ -78,8 +90,13 @@ def test_update_is_the_scripts_own(method, estimator):
     for _ in range(2):
         batch, noise = next(stream)
         models.update(batch, noise)
-        for i, agent in enumerate(theirs):  # from update 1,000 on, each fifth, the scripts' average follows
-            row = stacked.edq.Transitions(*(x[i] for x in batch)), stacked.edq.Noise(*(x[i] for x in noise))
+        for i, agent in enumerate(
+            theirs
+        ):  # from update 1,000 on, each fifth, the scripts' average follows
+            row = (
+                stacked.edq.Transitions(*(x[i] for x in batch)),
+                stacked.edq.Noise(*(x[i] for x in noise)),
+            )
             stacked.edq.update(agent, *row, own, 1000)
     for i, agent in enumerate(theirs):
         for name, weights in models.state.items():
@@ -101,7 +118,11 @@ def test_acting_is_the_scripts_own():
     models = toy.Models(toy.ENSEMBLE, "none", [5])
     (agent,) = agents(models, toy.ENSEMBLE)
     g = torch.Generator().manual_seed(0)
-    obs, noise, u = torch.randn(7, 2, generator=g), torch.randn(5, 7, 50, 1, generator=g), torch.rand(7, generator=g)
+    obs, noise, u = (
+        torch.randn(7, 2, generator=g),
+        torch.randn(5, 7, 50, 1, generator=g),
+        torch.rand(7, generator=g),
+    )
     for acting, selection in (("softmax", "softmax"), ("argmax", "argmax"), ("one", "softmax")):
         K = toy.ACTING[acting]
         args = replace(toy.ENSEMBLE, num_candidates=K, action_selection=selection)
@@ -112,7 +133,9 @@ def test_acting_is_the_scripts_own():
 
 def test_returns_of_a_policy_that_is_known(monkeypatch):
     """It goes to the rich hill and stays: 1 + 1; then it goes there half way at each step."""
-    models = SimpleNamespace(sde=SimpleNamespace(num_steps=5), seeds=[0, 1], extra={}, nets=None, args=None)
+    models = SimpleNamespace(
+        sde=SimpleNamespace(num_steps=5), seeds=[0, 1], extra={}, nets=None, args=None
+    )
     models.state = {"score": {"w": torch.zeros(2, 1)}, "target_q": {"w": torch.zeros(2, 1)}}
     monkeypatch.setattr(toy, "view", lambda *_: None)
     monkeypatch.setattr(toy, "choose", lambda agent, obs, *_: 0.8 * (1 - obs[:, 1:]))
@@ -133,7 +156,9 @@ def values(runs, method, estimator, name):
 
 
 def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
 
 
 def test_the_record_holds_every_method_and_seed():
@@ -146,11 +171,15 @@ def test_the_record_holds_every_method_and_seed():
         assert [int(r["epoch"]) for r in mine if r["acting"] == "one"] == list(range(25, 501, 25))
         for seed in range(10):  # the last five evaluations of the curve are what the run's row says
             late = [float(r[f"seed_{seed}"]) for r in mine if r["acting"] == "one"][-5:]
-            assert sum(late) / 5 == pytest.approx(values(runs, method, estimator, "late_one")[seed], abs=1e-3)
+            assert sum(late) / 5 == pytest.approx(
+                values(runs, method, estimator, "late_one")[seed], abs=1e-3
+            )
         assert sum(values(laws, method, estimator, "mean")) == pytest.approx(1, abs=1e-3)
         on_rich_side = sum(float(r["mean"]) for r in laws if (r["method"], r["estimator"]) == (method, estimator)
                            and float(r["low"]) >= 0)  # fmt: skip
-        assert on_rich_side == pytest.approx(statistics.mean(values(runs, method, estimator, "rare_share")), abs=0.01)
+        assert on_rich_side == pytest.approx(
+            statistics.mean(values(runs, method, estimator, "rare_share")), abs=0.01
+        )
     for name in ("", "-curves", "-laws", "-q"):
         assert (RECORDS / f"toy{name}.csv").stat().st_size < 200_000
 
@@ -165,9 +194,15 @@ def test_tables_agree_with_a_naive_sum_over_the_record():
             x = values(runs, *arm, f"return_{name}")
             assert shown == f"{statistics.mean(x):.2f} ± {statistics.stdev(x):.2f} ({min(x):.2f})"
         assert late == f"{statistics.mean(values(runs, *arm, 'late_one')):.2f}"
-        assert float(rich) == pytest.approx(100 * statistics.mean(values(runs, *arm, "rare_share")), abs=0.6)
-        assert float(off) == pytest.approx(100 * statistics.mean(values(runs, *arm, "off_data")), abs=0.6)
-        assert float(entropy) == pytest.approx(statistics.mean(values(runs, *arm, "entropy")), abs=0.006)
+        assert float(rich) == pytest.approx(
+            100 * statistics.mean(values(runs, *arm, "rare_share")), abs=0.6
+        )
+        assert float(off) == pytest.approx(
+            100 * statistics.mean(values(runs, *arm, "off_data")), abs=0.6
+        )
+        assert float(entropy) == pytest.approx(
+            statistics.mean(values(runs, *arm, "entropy")), abs=0.006
+        )
         assert float(coef or 0) == values(runs, *arm, "coef")[0]
 
 
@@ -185,16 +220,28 @@ def test_verdict_is_that_of_naive_comparisons():
             ]
             four = [values(runs, *arm, f"return_{acting}") for arm in four]
             means, stds = [statistics.mean(x) for x in four], [statistics.stdev(x) for x in four]
-            gain, low, high = (float(x) for x in re.findall(r"[+-]\d\.\d+", row[1 + 2 * number])[:3])
-            assert row[0] == estimator and gain == pytest.approx(means[3] - max(means[:3]), abs=0.006)
+            gain, low, high = (
+                float(x) for x in re.findall(r"[+-]\d\.\d+", row[1 + 2 * number])[:3]
+            )
+            assert row[0] == estimator and gain == pytest.approx(
+                means[3] - max(means[:3]), abs=0.006
+            )
             differences = [a - b for a, b in zip(four[3], four[means.index(max(means[:3]))])]
-            half = 1.96 * statistics.stdev(differences) / 10**0.5  # the bootstrap's is a little narrower
+            half = (
+                1.96 * statistics.stdev(differences) / 10**0.5
+            )  # the bootstrap's is a little narrower
             assert high - low == pytest.approx(2 * half, rel=0.25, abs=0.02) and low <= gain <= high
             assert row[2 + 2 * number] == f"{1 + sum(s < stds[3] for s in stds)} of 4"
             best += [estimator] if means[3] > max(means[:3]) else []
             steady += [estimator] if stds[3] == min(stds) else []
-        assert f"Acting with {label}, both together have the highest mean of the four with {toy.listed(best)}, " in text
-        assert f" and the smallest std over seeds with {toy.listed(steady)}; " in text[text.index(label) :]
+        assert (
+            f"Acting with {label}, both together have the highest mean of the four with {toy.listed(best)}, "
+            in text
+        )
+        assert (
+            f" and the smallest std over seeds with {toy.listed(steady)}; "
+            in text[text.index(label) :]
+        )
 
 
 def test_interval_of_a_mean():
