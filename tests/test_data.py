@@ -110,7 +110,7 @@ def test_actions_outside_the_box_are_clipped_and_told(mujoco, tmp_path, capsys):
 
 
 def test_places(mujoco, tmp_path, monkeypatch):
-    """A home folder's ~, also in the second of a list; ids are looked up where Minari keeps them."""
+    """A home folder's ~, also in the second of a list; ids are looked up in Minari's folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     write_dataset(tmp_path / "a", hopper_episodes(1, 5))
