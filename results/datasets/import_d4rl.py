@@ -1,20 +1,21 @@
 """Turn one of D4RL's own HDF5 files into a local dataset in Minari's format.
 
     python results/datasets/import_d4rl.py hopper_medium_replay-v2.hdf5
-    python edq_mujoco.py --env-id hopper-medium-replay --dataset-id d4rl/hopper/medium-replay-v2
+    python edq_mujoco.py --env-id hopper-medium-replay-d4rl
 
 What a script then trains on are the transitions of D4RL's `qlearning_dataset`, row for row:
-- The step at a timeout is dropped: its next observation is missing. A file without `timeouts` (the kitchen) has one
-  where an episode reaches the task's time limit.
-- The step at a terminal stays. Its next observation is the file's next row, the start of another episode; it has no
-  weight, as no future follows. `next_observations` are not used (nor are they there), only compared.
+- The step at a timeout is dropped: its next observation is missing. A file without `timeouts` (the
+  kitchen) has one where an episode reaches the task's time limit.
+- The step at a terminal stays. Its next observation is the file's next row, the start of another
+  episode; it has no weight, as no future follows. `next_observations` are only compared.
 - The file's last row has no next observation, and is dropped.
 
-AntMaze needs more. D4RL's 29 numbers are x, y, then Gymnasium's 27; its origin is the start cell, its rows go up where
-Gymnasium-Robotics' go down. So x and y are moved (by whole metres), and the maze in the metadata is D4RL's upside down:
-no number of an observation or action is mirrored. The ant itself differs (a fifth of the torque, steps of 0.1 s instead
-of 0.05), and edq_antmaze.py scores these data with D4RL's. In the locomotion sets the simulators are Gymnasium's
-version 4, D4RL's physics. Of the kitchen's 60 numbers the last 30 are a constant goal, and are left out.
+AntMaze needs more. D4RL's 29 numbers are x, y, then Gymnasium's 27; its origin is the start cell,
+its rows go up where Gymnasium-Robotics' go down. So x and y are moved (by whole metres), and the
+maze in the metadata is D4RL's upside down: no number of an observation or action is mirrored. The
+ant itself differs (a fifth of the torque, steps of 0.1 s instead of 0.05), and edq_antmaze.py
+scores these data with D4RL's. In the locomotion sets the environments are Gymnasium's version 4,
+D4RL's physics. Of the kitchen's 60 numbers the last 30 are a constant goal, and are left out.
 """
 
 import copy
@@ -22,52 +23,80 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import gymnasium_robotics
 import h5py
 import numpy as np
-import storage
 import tyro
 from gymnasium.envs.registration import EnvSpec
 from gymnasium_robotics.envs.maze import maps
+from minari_writer import fail, folder_of, save
 from tqdm import tqdm
 
 gym.register_envs(gymnasium_robotics)
 
-FAMILIES = {  # simulator, its time limit, numbers of an observation and an action, D4RL's random and expert return
-    "halfcheetah": ("HalfCheetah-v4", 1000, 17, 6, -280.178953, 12135.0),
-    "hopper": ("Hopper-v4", 1000, 11, 3, -20.272305, 3234.3),
-    "walker2d": ("Walker2d-v4", 1000, 17, 6, 1.629008, 4592.3),
-    "antmaze-umaze": ("AntMaze_UMaze-v4", 700, 29, 8, 0.0, 1.0),
-    "antmaze-medium": ("AntMaze_Medium-v4", 1000, 29, 8, 0.0, 1.0),
-    "antmaze-large": ("AntMaze_Large-v4", 1000, 29, 8, 0.0, 1.0),
-    "pen": ("AdroitHandPen-v1", 100, 45, 24, 96.262799, 3076.833102),
-    "door": ("AdroitHandDoor-v1", 200, 39, 28, -56.512833, 2880.569309),
-    "hammer": ("AdroitHandHammer-v1", 200, 46, 26, -274.856578, 12794.134825),
-    "relocate": ("AdroitHandRelocate-v1", 200, 39, 30, -6.425911, 4233.877798),
-    "kitchen": ("FrankaKitchen-v1", 280, 60, 9, 0.0, 4.0),
+
+class Family(NamedTuple):
+    """What the files of one environment have in common."""
+
+    env_id: str
+    limit: int  # steps of an episode
+    obs_dim: int
+    act_dim: int
+    random_return: float  # D4RL's, for scores
+    expert_return: float
+
+
+FAMILIES = {
+    "halfcheetah": Family("HalfCheetah-v4", 1000, 17, 6, -280.178953, 12135.0),
+    "hopper": Family("Hopper-v4", 1000, 11, 3, -20.272305, 3234.3),
+    "walker2d": Family("Walker2d-v4", 1000, 17, 6, 1.629008, 4592.3),
+    "antmaze-umaze": Family("AntMaze_UMaze-v4", 700, 29, 8, 0.0, 1.0),
+    "antmaze-medium": Family("AntMaze_Medium-v4", 1000, 29, 8, 0.0, 1.0),
+    "antmaze-large": Family("AntMaze_Large-v4", 1000, 29, 8, 0.0, 1.0),
+    "pen": Family("AdroitHandPen-v1", 100, 45, 24, 96.262799, 3076.833102),
+    "door": Family("AdroitHandDoor-v1", 200, 39, 28, -56.512833, 2880.569309),
+    "hammer": Family("AdroitHandHammer-v1", 200, 46, 26, -274.856578, 12794.134825),
+    "relocate": Family("AdroitHandRelocate-v1", 200, 39, 30, -6.425911, 4233.877798),
+    "kitchen": Family("FrankaKitchen-v1", 280, 60, 9, 0.0, 4.0),
 }
-# D4RL's mazes are Gymnasium-Robotics' with rows counted upwards; all start in cell (1, 1), and end in (row, column).
+HANDS = ("pen", "door", "hammer", "relocate")
+# D4RL's mazes are Gymnasium-Robotics' with rows counted upwards, and the cell (row, column) of the
+# evaluation's goal; all start in cell (1, 1).
 MAZES = {
     "antmaze-umaze": (maps.U_MAZE, (3, 1)),
     "antmaze-medium": (maps.MEDIUM_MAZE, (6, 6)),
     "antmaze-large": (maps.LARGE_MAZE, (7, 9)),
 }
-FILE_NAMES = [  # what D4RL's server calls them
-    (r"(hopper|halfcheetah)_mixed", r"\1-medium-replay-v0"),
-    (r"walker_mixed", "walker2d-medium-replay-v0"),
-    (r"(hopper|halfcheetah|walker2d)_([a-z_]+)", r"\1-\2-v0"),
-    (r"(pen|door|hammer|relocate)-v0_demos_clipped", r"\1-human-v0"),
-    (r"(pen|door|hammer|relocate)-v0_expert_clipped", r"\1-expert-v0"),
-    (r"(pen|door|hammer|relocate)-demos-v0-bc-combined", r"\1-cloned-v0"),
-    (r"mini_kitchen_microwave_kettle_light_slider-v0", "kitchen-complete-v0"),
-    (r"kitchen_microwave_kettle_light_slider-v0", "kitchen-partial-v0"),
-    (r"kitchen_microwave_kettle_bottomburner_light-v0", "kitchen-mixed-v0"),
-    (r"Ant_maze_(u-maze|big-maze|hardest-maze)_noisy_multistart_(True|False)_multigoal_(True|False)_sparse(_fixed)?",
-     lambda m: "antmaze-" + {"u-maze": "umaze", "big-maze": "medium", "hardest-maze": "large"}[m[1]]
-     + ("-diverse" if m[3] == "True" else "-play" if m[2] == "True" else "") + ("-v2" if m[4] else "-v0")),
-]  # fmt: skip
+FILE_NAMES = {  # what D4RL's server calls them
+    r"(hopper|halfcheetah)_mixed": r"\1-medium-replay-v0",
+    r"walker_mixed": r"walker2d-medium-replay-v0",
+    r"(hopper|halfcheetah|walker2d)_([a-z_]+)": r"\1-\2-v0",
+    r"(pen|door|hammer|relocate)-v0_demos_clipped": r"\1-human-v0",
+    r"(pen|door|hammer|relocate)-v0_expert_clipped": r"\1-expert-v0",
+    r"(pen|door|hammer|relocate)-demos-v0-bc-combined": r"\1-cloned-v0",
+    r"mini_kitchen_microwave_kettle_light_slider-v0": r"kitchen-complete-v0",
+    r"kitchen_microwave_kettle_light_slider-v0": r"kitchen-partial-v0",
+    r"kitchen_microwave_kettle_bottomburner_light-v0": r"kitchen-mixed-v0",
+}
+ANT_FILE = re.compile(
+    r"Ant_maze_(?P<maze>u-maze|big-maze|hardest-maze)_noisy"
+    r"_multistart_(?P<starts>True|False)_multigoal_(?P<goals>True|False)_sparse(?P<fixed>_fixed)?"
+)
+ANT_MAZES = {"u-maze": "umaze", "big-maze": "medium", "hardest-maze": "large"}
+COLUMNS = (
+    "observations",
+    "actions",
+    "rewards",
+    "terminals",
+    "timeouts",
+    "next_observations",
+    "infos/goal",
+)
+REQUIRED = COLUMNS[:4]
+SCALARS = COLUMNS[2:5]
 
 
 @dataclass
@@ -82,150 +111,235 @@ class Args:
     """Minari id of the new dataset; by default d4rl/hopper/medium-replay-v2 and the like"""
 
 
+def name_of_file(stem: str) -> str:
+    """D4RL's name of a file of its server, or the stem itself."""
+    for pattern, name in FILE_NAMES.items():
+        if match := re.fullmatch(pattern, stem):
+            return match.expand(name)
+    match = ANT_FILE.fullmatch(stem)
+    if not match:
+        return stem
+    if match["goals"] == "True":
+        kind = "-diverse"
+    elif match["starts"] == "True":
+        kind = "-play"
+    else:
+        kind = ""
+    version = "v2" if match["fixed"] else "v0"
+    return f"antmaze-{ANT_MAZES[match['maze']]}{kind}-{version}"
+
+
 def d4rl_name(file: Path, name: str | None) -> tuple[str, str]:
     """D4RL's name of a file and its family, a key of FAMILIES."""
-    for pattern, proper in FILE_NAMES if name is None else []:
-        if match := re.fullmatch(pattern, file.stem):
-            name = proper(match) if callable(proper) else match.expand(proper)
-            break
-    name = (name or file.stem).lower().replace("_", "-")
+    name = (name or name_of_file(file.stem)).lower().replace("_", "-")
     for family in FAMILIES:
         if re.fullmatch(family + r"(-[a-z-]+)?-v\d+", name):
             return name, family
-    return storage.fail(
-        f"{name} is no D4RL set that the scripts have a task for; give its name: --name hopper-medium-v2"
-    )
+    return fail(f"{name} is no D4RL set of a task of ours; give its name: --name hopper-medium-v2")
 
 
-def seams(terminals: np.ndarray, timeouts: np.ndarray | None, limit: int) -> np.ndarray:
-    """Which rows `[N]` are dropped as the last of a timed-out episode."""
-    if timeouts is not None:
-        return timeouts
-    dropped, step = np.zeros(len(terminals), bool), 0
-    for i, terminal in enumerate(terminals):  # D4RL counts steps, and after a terminal begins with 1
-        dropped[i] = step == limit - 1
-        step = 0 if dropped[i] else 1 if terminal else step + 1
-    return dropped
+def timeouts_by_count(terminals: np.ndarray, limit: int) -> np.ndarray:
+    """Where D4RL assumes a timeout in a file without them, `[N]`."""
+    timeouts = np.zeros(len(terminals), bool)
+    step = 0
+    for i, terminal in enumerate(terminals):
+        if step == limit - 1:
+            timeouts[i] = True
+            step = 0
+        elif terminal:
+            step = 1  # as D4RL counts: after a terminal it begins with 1
+        else:
+            step += 1
+    return timeouts
 
 
-def spans(terminals: np.ndarray, dropped: np.ndarray, through_terminals: bool) -> Iterator[tuple[int, int]]:
-    """Episodes as (first row, row after the last kept one); of each the row after it holds the last observation."""
-    # AntMaze's terminals mark steps at the goal; its episodes go on through them.
-    last, first = len(terminals) - 1, 0
-    for i in np.flatnonzero(dropped | (terminals & (not through_terminals))):
-        end = min(int(i) + (not dropped[i]), last)
+def spans(
+    terminals: np.ndarray, timeouts: np.ndarray, through_terminals: bool
+) -> Iterator[tuple[int, int]]:
+    """Episodes as (first row, end); the last observation of each is row `end`.
+
+    A timeout's row is dropped, so it only gives the last observation. AntMaze's terminals mark
+    steps at the goal, and its episodes go on through them.
+    """
+    last = len(terminals) - 1
+    seams = timeouts if through_terminals else timeouts | terminals
+    first = 0
+    for i in np.flatnonzero(seams).tolist():
+        end = min(i if timeouts[i] else i + 1, last)
         if end > first:
             yield first, end
-        first = int(i) + 1
+        first = i + 1
     if last > first:
         yield first, last
 
 
-def goals_of(file: h5py.File, rewards: np.ndarray, centre: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, str]:
-    """The goal `[N, 2]` that rewards refer to in D4RL's frame, and where it was found."""
-    xy, rewarded = file["observations"][:, :2], np.flatnonzero(rewards[:-1] > 0)
-    jumps = int((np.linalg.norm(np.diff(xy, axis=0), axis=1) > 2).sum())
+def goals_of(
+    file: h5py.File, rewards: np.ndarray, centre: np.ndarray, timeouts: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """The goal `[N, 2]` that rewards refer to in D4RL's frame, and where it was found.
+
+    A step is rewarded where it ends, in the next row. After a timeout, and after a jump, the next
+    row is the start of another episode and says nothing of the goal.
+    """
+    xy = file["observations"][:, :2]
+    jumps = np.linalg.norm(np.diff(xy, axis=0), axis=1) > 2
     print(
-        f"{jumps} steps move the ant by more than 2 m, {dropped.sum()} are timeouts: apart from ants that start where"
+        f"{jumps.sum()} steps move the ant by more than 2 m, {timeouts.sum()} are timeouts: apart "
+        "from ants that start where\nanother ended the two should be equal; in some v0 files they "
+        "are not (D4RL issue 77)"
     )
-    print("another ended the two should be equal; in some v0 files they are not (D4RL issue 77)")
+    rewarded = np.flatnonzero((rewards[:-1] > 0) & ~timeouts[:-1] & ~jumps)
+    places = xy[rewarded + 1]
+    why = ""
     if "infos/goal" in file:  # where the ant was sent
-        goal = file["infos/goal"][:].astype(np.float32)
-        near = np.linalg.norm(xy[rewarded + 1] - goal[rewarded], axis=1) < 0.6
-        if len(rewarded) == 0 or near.mean() >= 0.5:
-            return goal, "infos/goal"
-    # D4RL computed the rewards of most sets anew, for one goal near the centre of a cell: where they were given.
-    source = "the middle of the rewarded places" if len(rewarded) else "the centre of the evaluation's goal cell"
-    why = f", as infos/goal is near only {near.mean():.0%} of them" if "infos/goal" in file else ""
-    one = np.median(xy[rewarded + 1], 0) if len(rewarded) else centre
-    return np.broadcast_to(np.float32(one), (len(rewards), 2)), source + why
+        sent = file["infos/goal"][:].astype(np.float32)
+        distance = np.linalg.norm(places - sent[rewarded], axis=1)
+        near = (distance < 0.6).mean() if len(places) else 1.0
+        if near >= 0.5:
+            return sent, "infos/goal"
+        why = f", as infos/goal is near only {near:.0%} of them"
+    # D4RL computed the rewards of most sets anew, for one goal near the centre of a cell.
+    if len(places):
+        one = np.median(places, 0)
+        source = f"the middle of the rewarded places{why}"
+    else:
+        one = centre
+        source = "the centre of the evaluation's goal cell"
+    return np.broadcast_to(np.float32(one), (len(rewards), 2)), source
 
 
-def episodes(file: h5py.File, family: str, limit: int) -> Iterator[dict]:
-    """The file's episodes one by one, as `storage.save` wants them."""
-    column = {key: file[key][:].reshape(-1) for key in ("rewards", "terminals", "timeouts") if key in file}
-    terminals, rewards, maze = column["terminals"] > 0, column["rewards"].astype(np.float32), MAZES.get(family)
-    dropped = seams(terminals, column["timeouts"] > 0 if "timeouts" in file else None, limit)
-    if maze:  # from D4RL's frame, start cell at the origin, to Gymnasium-Robotics', middle of the maze at the origin
-        shift = 6 - 2 * np.array([len(maze[0][0]), len(maze[0])], np.float32)
-        goals, source = goals_of(file, rewards, 4 * np.array([maze[1][1] - 1, maze[1][0] - 1]), dropped)
+def episodes(file: h5py.File, family: str) -> Iterator[dict]:
+    """The file's episodes one by one, as `save` wants them."""
+    rewards = file["rewards"][:].reshape(-1).astype(np.float32)
+    terminals = file["terminals"][:].reshape(-1) > 0
+    if "timeouts" in file:
+        timeouts = file["timeouts"][:].reshape(-1) > 0
+    else:
+        timeouts = timeouts_by_count(terminals, FAMILIES[family].limit)
+    is_maze = family in MAZES
+    if is_maze:
+        walls, (row, column) = MAZES[family]
+        # From the start cell at the origin to the middle of the maze at the origin.
+        shift = 6 - 2 * np.array([len(walls[0]), len(walls)], np.float32)
+        centre = 4 * np.array([column - 1, row - 1])
+        goals, source = goals_of(file, rewards, centre, timeouts)
         print(f"desired_goal is {source}")
     strange = 0
-    for first, end in tqdm(list(spans(terminals, dropped, maze is not None)), unit="episode", disable=None):
+    found = list(spans(terminals, timeouts, through_terminals=is_maze))
+    for first, end in tqdm(found, unit="episode", disable=None):
         obs = file["observations"][first : end + 1].astype(np.float32)
         actions = file["actions"][first:end].astype(np.float32)
         if not all(np.isfinite(x).all() for x in (obs, actions, rewards[first:end])):
             raise ValueError(f"rows {first} to {end} hold NaN or infinite numbers")
+        ends = terminals[first:end]
         if "next_observations" in file:
-            differ = np.abs(file["next_observations"][first:end] - obs[1:]).max(1) > 1e-4
-            strange += int((differ & ~terminals[first:end]).sum())
-        if maze:
-            xy = obs[:, :2] + shift
-            obs = {"observation": obs[:, 2:], "achieved_goal": xy, "desired_goal": goals[first : end + 1] + shift}
-        last = np.arange(first, end) == end - 1
+            error = np.abs(file["next_observations"][first:end] - obs[1:]).max(1)
+            strange += int(((error > 1e-4) & ~ends).sum())
+        if is_maze:
+            obs = {
+                "observation": obs[:, 2:],
+                "achieved_goal": obs[:, :2] + shift,
+                "desired_goal": goals[first : end + 1] + shift,
+            }
+        elif family == "kitchen":
+            obs = obs[:, :30]
+        is_last = np.arange(first, end) == end - 1
         yield {
-            "observations": obs[:, :30] if family == "kitchen" else obs, "actions": actions,
-            "rewards": rewards[first:end], "terminations": terminals[first:end],
-            "truncations": last & ~terminals[first:end],
-        }  # fmt: skip
+            "observations": obs,
+            "actions": actions,
+            "rewards": rewards[first:end],
+            "terminations": ends,
+            "truncations": is_last & ~ends,
+        }
     if strange:
         print(
-            f"note: {strange} next_observations are not the next row; D4RL's function takes the next row, and so do we"
+            f"note: {strange} next_observations are not the next row; "
+            "D4RL's function takes the next row, and so do we"
         )
 
 
 def specs(name: str, family: str) -> tuple[EnvSpec, EnvSpec]:
     """Where the data come from and where a policy is scored."""
-    spec = copy.deepcopy(gym.spec(FAMILIES[family][0]))
-    spec.max_episode_steps = FAMILIES[family][1]
+    spec = copy.deepcopy(gym.spec(FAMILIES[family].env_id))
+    spec.max_episode_steps = FAMILIES[family].limit
     if family == "kitchen":
         third = "bottom burner" if "mixed" in name else "slide cabinet"
         spec.kwargs["tasks_to_complete"] = ["microwave", "kettle", "light switch", third]
     scored = copy.deepcopy(spec)
     if family in MAZES:
         walls, goal = MAZES[family]
-        mark = {(1, 1): "r", goal: "g"}
-        marked = [[mark.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)]
-        spec.kwargs |= dict(maze_map=walls[::-1], continuing_task=True, reset_target=False)
-        scored.kwargs |= dict(maze_map=marked[::-1], continuing_task=False, reset_target=False)
+        marks = {(1, 1): "r", goal: "g"}
+        marked = [
+            [marks.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)
+        ]
+        spec.kwargs |= {"maze_map": walls[::-1], "continuing_task": True}
+        scored.kwargs |= {"maze_map": marked[::-1], "continuing_task": False}
+        spec.kwargs["reset_target"] = False
+        scored.kwargs["reset_target"] = False
     return spec, scored
 
 
+def check_layout(file: h5py.File, name: str, family: Family) -> int:
+    """Raise unless the file has D4RL's layout; returns its number of rows."""
+    missing = [key for key in REQUIRED if not isinstance(file.get(key), h5py.Dataset)]
+    if missing:
+        raise ValueError(f"it has no {' and no '.join(missing)}, so it is none of D4RL's")
+    columns = [key for key in COLUMNS if isinstance(file.get(key), h5py.Dataset)]
+    rows = {key: len(file[key]) for key in columns}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"its columns have different lengths: {rows}")
+    wide = [key for key in columns if key in SCALARS and file[key].size != rows[key]]
+    if wide:
+        raise ValueError(f"{' and '.join(wide)} hold more than a number a row")
+    widths = (file["observations"].shape[1:], file["actions"].shape[1:])
+    expected = ((family.obs_dim,), (family.act_dim,))
+    if widths != expected:
+        raise ValueError(
+            f"{name} has {family.obs_dim} and {family.act_dim} numbers in an observation and an "
+            f"action, not {widths}"
+        )
+    return rows["rewards"]
+
+
 def main(args: Args) -> None:
-    name, family = d4rl_name(args.file, args.name)
-    _, limit, obs_dim, act_dim, low, high = FAMILIES[family]
-    head, _, rest = name.partition("-")
-    dataset_id = args.dataset_id or f"d4rl/{head}/{rest}"
-    folder = storage.folder_of(dataset_id)
+    path = args.file.expanduser()
+    name, family = d4rl_name(path, args.name)
+    robot, _, rest = name.partition("-")
+    dataset_id = args.dataset_id or f"d4rl/{robot}/{rest}"
+    folder = folder_of(dataset_id)
     try:
-        with h5py.File(args.file, rdcc_nbytes=2**26) as file:  # a cache that holds a row of chunks: read each once
-            keys = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "infos/goal")
-            if missing := [key for key in keys[:4] if not isinstance(file.get(key), h5py.Dataset)]:
-                raise ValueError(f"it has no {' and no '.join(missing)}, so it is none of D4RL's")
-            rows = {key: len(file[key]) for key in keys if isinstance(file.get(key), h5py.Dataset)}
-            if len(set(rows.values())) > 1:
-                raise ValueError(f"its columns have different lengths: {rows}")
-            if wide := [key for key in rows if key in keys[2:5] and file[key].size != rows[key]]:
-                raise ValueError(f"{' and '.join(wide)} hold more than a number a row")
-            widths = tuple(file[key].shape[1:] for key in keys[:2])
-            if widths != ((obs_dim,), (act_dim,)):
-                raise ValueError(
-                    f"{name} has {obs_dim} and {act_dim} numbers in an observation and an action, not {widths}"
-                )
-            metadata = storage.save(
-                folder, dataset_id, episodes(file, family, limit), *specs(name, family), d4rl=name,
-                ref_min_score=low, ref_max_score=high, algorithm_name="see D4RL", author=["D4RL authors"],
-                description=f"D4RL's {name}, imported from {args.file.name}: the rows of its qlearning_dataset.",
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # what h5py makes of a damaged file
-        storage.fail(f"cannot import {args.file}: {' '.join(str(error).split())}"[:300])
-    count, steps = metadata["total_episodes"], metadata["total_steps"]
-    print(f"{folder}: {steps} transitions in {count} episodes, of {rows['rewards']} rows")
+        # A cache that holds a row of chunks, so that each is read once.
+        with h5py.File(path, rdcc_nbytes=2**26) as file:
+            rows = check_layout(file, name, FAMILIES[family])
+            env, eval_env = specs(name, family)
+            metadata = save(
+                folder,
+                dataset_id,
+                episodes(file, family),
+                env,
+                eval_env,
+                tool=Path(__file__).name,
+                d4rl=name,
+                ref_min_score=FAMILIES[family].random_return,
+                ref_max_score=FAMILIES[family].expert_return,
+                algorithm_name="see D4RL",
+                author=["D4RL authors"],
+                description=f"D4RL's {name}, imported from {path.name}: the rows of its "
+                "qlearning_dataset.",
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        # What h5py makes of a damaged file.
+        fail(f"cannot import {path}: {' '.join(str(error).split())}"[:300])
+    count = metadata["total_episodes"]
+    print(f"{folder}: {metadata['total_steps']} transitions in {count} episodes, of {rows} rows")
     if name.startswith("antmaze-umaze-diverse"):
-        print("note: this set rewards the first step at a goal only, the others every one (D4RL issue 199); kept so")
+        print("note: this set rewards the first step at a goal only (D4RL issue 199); kept so")
     if family == "kitchen":
-        print("note: D4RL's kitchen rewards count the things done so far at every step; a score counts each once")
-    print(f"use: --dataset-id {dataset_id}")
+        print("note: D4RL's kitchen rewards count what is done so far; a score counts each once")
+    task, _, _ = name.rpartition("-v")
+    if family not in HANDS:  # the others' simulators differ from Minari's
+        task += "-d4rl"
+    print(f"use: --env-id {task} --dataset-id {dataset_id}")
 
 
 if __name__ == "__main__":

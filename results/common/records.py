@@ -1,0 +1,107 @@
+"""Records: CSV files with one row a run (or seed), and above them, in a comment, where they come
+from.
+
+The first line is `# ` and JSON: command, arguments, seeds, versions, machine, seconds, and for
+runs on a dataset its id and hash. The rest is plain CSV (`pandas.read_csv(path, comment="#")`
+reads it). Tables and pictures are made from such files alone, by `python results/report.py`.
+"""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "results" / "records"
+
+
+def machine() -> dict:
+    """Versions and hardware that figures depend on."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")},
+        "cpu": models[0] if models else platform.processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_csv(path: Path, rows: list[dict], comment: str = "", digits: int = 5) -> None:
+    """Write rows in one step; a column that a row lacks stays empty, floats keep so many digits."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    with open(new, "w", newline="") as file:
+        file.write(comment)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            short = {k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(short)
+    new.replace(path)
+
+
+def write_record(path: Path, rows: list[dict], started: float, **about: object) -> None:
+    """Write rows under their header. `about`: arguments, seeds, dataset, threads, ..."""
+    command = ["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
+    seconds = round(time.time() - started)
+    header = {"command": " ".join(command), **machine(), **about, "seconds": seconds}
+    write_csv(path, rows, f"# {json.dumps(header)}\n")
+
+
+def number_or_text(text: str) -> float | str:
+    """What reads as a number is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def read_record(path: Path) -> tuple[dict, list[dict]]:
+    """Header (empty if the file has none) and rows."""
+    with open(path, newline="") as file:
+        first = file.readline()
+        if first.startswith("# "):
+            about = json.loads(first[2:])
+        else:
+            about = {}
+            file.seek(0)
+        rows = list(csv.DictReader(file))
+    return about, [{k: number_or_text(v) for k, v in row.items()} for row in rows]
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as text, without the header of a record; none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        lines = [line for line in file if not line.startswith("# ")]
+    return list(csv.DictReader(lines))
+
+
+def pick(rows: list[dict], **wanted: object) -> list[dict]:
+    """The rows in which the named columns have these values."""
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def column(rows: list[dict], name: str) -> np.ndarray:
+    """A column as numbers."""
+    return np.array([float(row[name]) for row in rows])
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

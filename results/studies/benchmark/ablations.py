@@ -1,0 +1,107 @@
+"""Tables and picture of the ablations: suites ablation-maze, ablation-hopper and ablation-door.
+
+Every arm is `edq` with some flags changed (in one or two by another preset), three seeds, last
+evaluation. Beside an arm's mean stands its difference from `edq` with the same seeds, and a 95 % t
+interval of that difference: with three seeds it is wide, and an arm whose interval holds 0 is not
+shown to differ, nor to be equal. Among some forty such intervals two or so miss by chance alone.
+"""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.common.intervals import interval, mean_se
+from results.common.records import ROOT, column, csv_rows, markdown
+
+BASE = "edq"
+SUITES = {  # suite: title in the picture
+    "ablation-maze": "pointmaze-medium, wander",
+    "ablation-hopper": "hopper-medium-replay, stand-in",
+    "ablation-door": "door-human, stand-in",
+}
+
+
+def recorded(records: Path) -> list[str]:
+    """The suites that were run."""
+    return [suite for suite in SUITES if (records / "benchmark" / f"{suite}.csv").exists()]
+
+
+def arms_in_order(suite: str) -> list[str]:
+    """Arms as the suite's file names them, each followed by its other ways of acting."""
+    path = ROOT / "results" / "suites" / f"{suite}.toml"
+    names = []
+    for group in tomllib.loads(path.read_text())["runs"]:
+        for arm in group["arms"]:
+            names.append(arm)
+            names += [f"{arm}, {acting}" for acting in group.get("acting", {})]
+    return names
+
+
+def arms(records: Path, suite: str) -> dict[str, list[dict]]:
+    """Rows of each arm, as the seeds go; `edq` first, then as the suite's file has them."""
+    rows = csv_rows(records / "benchmark" / f"{suite}.csv")
+    if suite == "ablation-door":  # its `edq` and the other presets are among the benchmark's runs
+        others = csv_rows(records / "benchmark" / "stand-ins.csv")
+        rows += [row for row in others if row["task"] == "door-human"]
+    found: dict[str, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        found.setdefault(row["arm"], []).append(row)
+    known = [arm for arm in arms_in_order(suite) if arm in found]
+    names = dict.fromkeys([BASE, *known, *sorted(found)])
+    return {name: found[name] for name in names}
+
+
+def difference(rows: list[dict], base: list[dict]) -> str:
+    """Mean over the seeds that both have of the difference, and half the width of its interval."""
+    of_base = {row["seed"]: float(row["last"]) for row in base}
+    shared = [row for row in rows if row["seed"] in of_base]
+    values = np.array([float(row["last"]) - of_base[row["seed"]] for row in shared])
+    if len(values) < 2:
+        return "-"
+    if values.std() == 0:  # no spread to make an interval of: a rounding, not certainty
+        return f"{values.mean():+.1f}"
+    mean, half = interval(values)
+    return f"{mean:+.1f} ± {half:.1f}"
+
+
+def table(records: Path, suite: str) -> str:
+    all_arms = arms(records, suite)
+    rows = []
+    for arm, of_arm in all_arms.items():
+        last = column(of_arm, "last")
+        seeds = ", ".join(f"{value:g}" for value in last)
+        against = "" if arm == BASE else difference(of_arm, all_arms[BASE])
+        rows.append([arm, mean_se(last), seeds, against])
+    return markdown(["arm", "last score", "of each seed", "difference from `edq`"], rows)
+
+
+def tables(records: Path) -> dict[str, str]:
+    return {suite: table(records, suite) for suite in recorded(records)}
+
+
+def panel(axes: Axes, all_arms: dict[str, list[dict]]) -> None:
+    """A line an arm, a dot a seed, a bar their mean."""
+    dots = dict(color="#0b6e99", alpha=0.55, markersize=5, markeredgewidth=0)
+    for i, of_arm in enumerate(all_arms.values()):
+        last = column(of_arm, "last")
+        mean = last.mean()
+        axes.plot(last, np.full(len(last), -i), "o", **dots)
+        axes.plot([mean, mean], [-i - 0.3, -i + 0.3], color="black", linewidth=2)
+    base = column(all_arms[BASE], "last").mean()
+    axes.axvline(base, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_yticks(-np.arange(len(all_arms)), [*all_arms], fontsize=8)
+    axes.set_xlabel("last score of each seed")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def figures(records: Path, out: Path) -> None:
+    """ablations.png, a panel a suite."""
+    suites = recorded(records)
+    figure = Figure((11, 6), layout="constrained")
+    for axes, suite in zip(np.atleast_1d(figure.subplots(1, len(suites))), suites):
+        panel(axes, arms(records, suite))
+        axes.set_title(SUITES[suite], fontsize=10)
+    figure.savefig(out / "ablations.png", dpi=110)

@@ -1,0 +1,86 @@
+"""First runs of each family beside random actions and the data; curves of the embedded task."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from results.common.records import column, markdown, pick, read_record
+from results.studies.benchmark.made_sets import by_seed
+from results.studies.benchmark.scores import COLOURS
+
+EMBEDDED = "pointmaze-umaze-embedded"
+HOPPER = "hopper-medium-expert"
+RARE = "edq/pointmaze/rare-v0"
+
+
+def benchmark(records: Path, name: str) -> list[dict]:
+    return read_record(records / "benchmark" / f"{name}.csv")[1]
+
+
+def line(
+    label: str, runs: list[dict], random: dict[str, str], data: str = "", digits: int = 1
+) -> list[str]:
+    """A row of the table, of runs with one budget."""
+    first = runs[0]
+    for name in ("task", "critics", "updates", "data"):
+        assert len({run[name] for run in runs}) == 1, f"{label}: runs differ in {name}"
+    budget = f"M = {first['critics']:.0f}, {first['updates']:,.0f} updates"
+    scores = [by_seed(runs, preset, digits=digits) for preset in ("edq", "diffusion-bc")]
+    chance = random.get(first["task"], "-")
+    return [label, budget, *scores, chance, data or f"{first['data']:.1f}"]
+
+
+def tables(records: Path) -> dict[str, str]:
+    """One table: last evaluation of EDQ and of BC."""
+    first, made, embedded = (benchmark(records, x) for x in ("first-runs", "made-sets", "embedded"))
+    random = {row["task"]: f"{row['score']:.1f}" for row in benchmark(records, "chance")}
+    _, sets = read_record(records / "datasets" / "pointmaze-sets.csv")
+    (rare,) = pick(sets, dataset=RARE)
+    hopper = pick(first, task=HOPPER)
+    authors = pick(hopper, diffusion_loss="likelihood_released")
+    mended = pick(hopper, diffusion_loss="noise")
+    long_ant = pick(made, task="antmaze-umaze", updates=60_000)
+    within = f"pointmaze-rare, success in % within {rare['limit']:.0f} steps"
+    seen = f"{rare['success_within_limit']:.0f}"
+    rows = [
+        line(f"{EMBEDDED}, success in %", embedded, random, digits=0),
+        line("door-human, human demonstrations", pick(first, task="door-human"), random),
+        line(f"{HOPPER}, stand-in, the authors' row", authors, random),
+        line("the same with `--diffusion-loss noise --action-clip`", mended, random),
+        line("antmaze-umaze, stand-in, success in %", pick(first, task="antmaze-umaze"), random),
+        line("antmaze-umaze, rebuilt, `--normalize-obs`, success in %", long_ant, random),
+        line(within, pick(made, task="pointmaze-rare"), random, seen, digits=0),
+        line(
+            "pointmaze-medium, *wander*, success in %",
+            pick(made, task="pointmaze-medium"),
+            random,
+            digits=0,
+        ),
+    ]
+    head = ["task and data", "budget", "EDQ, per seed", "diffusion BC, per seed", "random", "data"]
+    return {"first-runs": markdown(head, rows)}
+
+
+def figures(records: Path, out: Path) -> None:
+    """embedded.png: success rate over updates, a line a seed, the mean in bold."""
+    runs, curves = benchmark(records, "embedded"), benchmark(records, "embedded-curves")
+    figure = Figure(figsize=(6.4, 3.4), dpi=150)
+    axes = figure.subplots()
+    for arm, name in (("edq", "EDQ"), ("diffusion-bc", "diffusion BC")):
+        seeds = sorted({row["seed"] for row in pick(curves, arm=arm)})
+        lines = []
+        for seed in seeds:
+            rows = pick(curves, arm=arm, seed=seed)
+            steps, scores = column(rows, "step"), column(rows, "score")
+            lines.append(scores)
+            axes.plot(steps, scores, color=COLOURS[arm], alpha=0.35, lw=1)
+        style = dict(color=COLOURS[arm], lw=2.5, marker="o", ms=4)
+        axes.plot(steps, np.mean(lines, 0), label=f"{name}, {len(seeds)} seeds", **style)
+    axes.axhline(runs[0]["data"], color="0.5", ls=":", lw=1.2, label="episodes of the dataset")
+    axes.set(xlabel="updates", ylabel="success rate in % (20 episodes)", ylim=(-3, 103))
+    axes.set_title("PointMaze umaze, the dataset in this repository")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(out / "embedded.png", metadata={"Software": None})
