@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ def plain_functions():
     modules = [sys.modules[script] for script in SCRIPTS]
     names = ("td_target", "critic_loss", "actor_losses", "act")
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for module, name, function in before:
         setattr(module, name, function)
     for module in modules:
