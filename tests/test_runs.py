@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import types
+import zipfile
 from itertools import count
 from pathlib import Path
 
@@ -181,6 +183,7 @@ def test_a_hand_run_where_there_is_no_git_and_no_compiler_and_with_home_folders(
     spec = {"id": "AdroitHandPen-v1"}
     write_dataset(tmp_path / "minari/D4RL/pen/human-v2", pen_episodes(), spec)
     places = {"HOME": str(tmp_path), "MINARI_DATASETS_PATH": "~/minari", "PATH": "/nowhere"}
+    places["CXX"] = "g++"
     flags = ("--env-id", "pen-human", "--preset", "edq-paper", "--num-diffusion-steps", 3)
     flags = (*flags, "--gradient-steps", 200, "--eval-every", 100, "--run-dir=~/run")
     out = run_script("edq_adroit", *TINY, *flags, env=places, cwd=tmp_path)
@@ -255,7 +258,7 @@ def test_terminated_with_its_group_during_an_evaluation(whole, dataset, tmp_path
     patch = """
 act = edq.act
 def act_and_stop(*args):
-    if len(calls) == 30:
+    if len(calls) == 3:
         os.killpg(os.getpgrp(), signal.SIGTERM)
     calls.append(0)
     return act(*args)
@@ -268,14 +271,14 @@ print("session", os.getpid(), flush=True)
     assert drive(tmp_path, patch, *flags) == 128 + signal.SIGTERM
     text = (tmp_path / "log.txt").read_text()
     assert f"--resume {run}" in text and "Traceback" not in text
-    session = text.split()[1]
+    session = re.search(r"session (\d+)", text)[1]
     for path in Path("/proc").glob("[0-9]*/stat"):  # field 6 of a process is its session
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         assert fields[3] != session
-    assert checkpoint(run)["progress"]["step"] in (100, 200, 300)
+    assert checkpoint(run)["progress"]["step"] == 100
     assert run_script("edq_mujoco", "--resume", run).returncode == 0
     assert_same_run(whole, run)
 
@@ -328,7 +331,10 @@ def test_damaged_checkpoints(mujoco, whole, copied, capsys):
     """A changed byte in the newest: the one before serves. Both damaged: one sentence."""
     path = copied / "checkpoint.pt"
     content = bytearray(path.read_bytes())
-    for place in (0, len(content) // 2):
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        weights = content.index(archive.read(largest))
+    for place in (0, weights + 10):
         content[place] ^= 1
         path.write_bytes(content)
         content[place] ^= 1
@@ -587,8 +593,8 @@ def test_a_missing_gl_is_told_before_the_training(dataset, tmp_path):
     flags = (*TINY, *SHORT, "--dataset-id", dataset, "--run-dir", tmp_path / "run")
     out = run_script("edq_mujoco", *flags, "--capture-video", env={"MUJOCO_GL": "bogus"})
     assert out.returncode == 2
-    assert out.stderr.startswith("error: --capture-video cannot render here")
-    assert len(out.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
+    assert "error: --capture-video cannot render here" in out.stderr
+    assert "Traceback" not in out.stderr and not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
