@@ -131,7 +131,7 @@ def drive(folder, patch: str, *flags, **options):
             [sys.executable, "-c", code, *map(str, flags)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
             start_new_session=True,
             timeout=600,
         ).returncode
