@@ -299,7 +299,7 @@ def walk(run: Run, episodes: int, **changes: object):
     """How the ants of an evaluation move: means and standard errors."""
     results, paths = watch(run, episodes, **changes)
     maze = run.script.TASKS[run.args.env_id].env_kwargs["maze_map"]
-    walls = np.array(maze) == "1"
+    walls = np.array([[cell == 1 for cell in line] for line in maze])
     rows = [movement(path, walls) for path in paths]
     found = {"success": run.script.means(results)["score"]}
     for name in rows[0]:

@@ -57,8 +57,11 @@ def arms(records: Path, suite: str):
 def difference(rows, base) -> str:
     """Mean over the seeds that both have of the difference, and half the width of its interval."""
     of_base = {row["seed"]: float(row["last"]) for row in base}
-    shared = [row for row in rows if row["seed"] in of_base]
-    values = np.array([float(row["last"]) - of_base[row["seed"]] for row in shared])
+    values = []
+    for row in rows:
+        if row["seed"] in of_base:
+            values.append(float(row["last"]) - of_base[row["seed"]])
+    values = np.array(values)
     if len(values) < 2:
         return "-"
     if values.std() == 0:  # no spread to make an interval of: a rounding, not certainty
@@ -88,11 +91,13 @@ def panel(axes: Axes, all_arms):
     for i, of_arm in enumerate(all_arms.values()):
         last = column(of_arm, "last")
         mean = last.mean()
-        axes.plot(last, np.full(len(last), -i), "o", **dots)
-        axes.plot([mean, mean], [-i - 0.3, -i + 0.3], color="black", linewidth=2)
+        height = np.full(len(last), -i)
+        axes.plot(last, height, "o", **dots)
+        axes.vlines(mean, -i - 0.3, -i + 0.3, color="black", linewidth=2)
     base = column(all_arms[BASE], "last").mean()
     axes.axvline(base, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_yticks(-np.arange(len(all_arms)), [*all_arms], fontsize=8)
+    heights = -np.arange(len(all_arms))
+    axes.set_yticks(heights, list(all_arms), fontsize=8)
     axes.set_xlabel("last score of each seed")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -101,7 +106,8 @@ def figures(records: Path, out: Path):
     """ablations.png, a panel a suite."""
     suites = recorded(records)
     figure = Figure((11, 6), layout="constrained")
-    for axes, suite in zip(np.atleast_1d(figure.subplots(1, len(suites))), suites):
+    panels = figure.subplots(1, len(suites), squeeze=False)
+    for axes, suite in zip(panels[0], suites):
         panel(axes, arms(records, suite))
         axes.set_title(SUITES[suite], fontsize=10)
     figure.savefig(out / "ablations.png", dpi=110)

@@ -6,6 +6,7 @@ narrow: three values drawn anew have two thirds of the unbiased variance, so tha
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def bootstrapped(scores: dict, function: Callable):
 def of_scores(key: tuple):
     """The estimates for scores `[seed, task]` of each arm."""
     scores = {arm: np.array(rows) for arm, rows in key}
-    pairs = {f"{x},{y}": (scores[x], scores[y]) for x in ARMS for y in ARMS if x != y}
+    pairs = {}
+    for x, y in itertools.permutations(ARMS, 2):
+        pairs[f"{x},{y}"] = scores[x], scores[y]
     return {
         "aggregate": bootstrapped(scores, mean_and_iqm),
         "profile": bootstrapped(scores, profile),
@@ -64,6 +67,9 @@ def of_scores(key: tuple):
 def estimates(records: Path):
     """Of each arm mean and interquartile mean, profile, and P(it beats another)."""
     tasks = runs(records).values()
-    scores = {arm: np.stack([column(task[arm], "last") for task in tasks], 1) for arm in ARMS}
-    key = tuple((arm, tuple(map(tuple, values))) for arm, values in scores.items())
-    return of_scores(key)
+    key = []  # hashable, for the cache
+    for arm in ARMS:
+        by_task = [column(task[arm], "last") for task in tasks]
+        by_seed = zip(*by_task)
+        key.append((arm, tuple(by_seed)))
+    return of_scores(tuple(key))

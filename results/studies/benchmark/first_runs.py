@@ -31,7 +31,9 @@ def line(label: str, runs, random, data: str = "", digits: int = 1):
 
 def tables(records: Path) -> dict[str, str]:
     """One table: last evaluation of EDQ and of BC."""
-    first, made, embedded = (benchmark(records, x) for x in ("first-runs", "made-sets", "embedded"))
+    first = benchmark(records, "first-runs")
+    made = benchmark(records, "made-sets")
+    embedded = benchmark(records, "embedded")
     random = {row["task"]: f"{row['score']:.1f}" for row in benchmark(records, "chance")}
     _, sets = read_record(records / "datasets" / "pointmaze-sets.csv")
     (rare,) = pick(sets, dataset=RARE)
@@ -66,16 +68,21 @@ def figures(records: Path, out: Path):
     figure = Figure(figsize=(6.4, 3.4), dpi=150)
     axes = figure.subplots()
     for arm, name in (("edq", "EDQ"), ("diffusion-bc", "diffusion BC")):
-        seeds = sorted({row["seed"] for row in pick(curves, arm=arm)})
+        of_arm = pick(curves, arm=arm)
+        seeds = sorted({row["seed"] for row in of_arm})
+        colour = COLOURS[arm]
         lines = []
         for seed in seeds:
-            rows = pick(curves, arm=arm, seed=seed)
-            steps, scores = column(rows, "step"), column(rows, "score")
+            rows = pick(of_arm, seed=seed)
+            steps = column(rows, "step")
+            scores = column(rows, "score")
             lines.append(scores)
-            axes.plot(steps, scores, color=COLOURS[arm], alpha=0.35, lw=1)
-        style = dict(color=COLOURS[arm], lw=2.5, marker="o", ms=4)
-        axes.plot(steps, np.mean(lines, 0), label=f"{name}, {len(seeds)} seeds", **style)
-    axes.axhline(runs[0]["data"], color="0.5", ls=":", lw=1.2, label="episodes of the dataset")
+            axes.plot(steps, scores, color=colour, alpha=0.35, lw=1)
+        mean = np.mean(lines, 0)
+        style = dict(color=colour, lw=2.5, marker="o", ms=4)
+        axes.plot(steps, mean, label=f"{name}, {len(seeds)} seeds", **style)
+    of_data = runs[0]["data"]
+    axes.axhline(of_data, color="0.5", ls=":", lw=1.2, label="episodes of the dataset")
     axes.set(xlabel="updates", ylabel="success rate in % (20 episodes)", ylim=(-3, 103))
     axes.set_title("PointMaze umaze, the dataset in this repository")
     axes.spines[["top", "right"]].set_visible(False)

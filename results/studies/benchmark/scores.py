@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results.common.records import ROOT, csv_rows
+from results.common.records import ROOT, column, csv_rows, pick
 
 SUITES = {  # suite: what its data are called in the tables
     "learned": "",
@@ -60,7 +60,7 @@ def runs(records: Path) -> Runs:
         for task in tasks_of(suite) if rows else []:
             arms = {}
             for arm in ARMS:
-                chosen = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
+                chosen = pick(rows, task=task, arm=arm)
                 arms[arm] = sorted(chosen, key=lambda row: int(row["seed"]))
             if all(len(chosen) == SEEDS for chosen in arms.values()):
                 check_equal(task, [row for chosen in arms.values() for row in chosen])
@@ -76,8 +76,11 @@ def label(suite: str, task: str) -> str:
 def curve(records: Path, task: str, arm: str, name: str = "score"):
     """Updates `[E]` and scores (or another column) `[seed, E]` of every evaluation in a maze."""
     rows = csv_rows(records / "benchmark" / "pointmaze-curves.csv")
-    rows = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
-    steps = sorted({int(row["step"]) for row in rows})
-    seeds = sorted({row["seed"] for row in rows})
-    values = {(row["seed"], int(row["step"])): float(row[name]) for row in rows}
-    return np.array(steps), np.array([[values[seed, step] for step in steps] for seed in seeds])
+    rows = pick(rows, task=task, arm=arm)
+    rows.sort(key=lambda row: int(row["step"]))
+    values = []
+    for seed in sorted({row["seed"] for row in rows}):
+        of_seed = pick(rows, seed=seed)
+        steps = column(of_seed, "step")
+        values.append(column(of_seed, name))
+    return steps, np.array(values)

@@ -54,7 +54,8 @@ def evaluations_of(records: Path):
     steps = {}
     for suite in SUITES:
         for row in csv_rows(records / "benchmark" / f"{suite}-curves.csv"):
-            steps.setdefault((suite, row["task"]), set()).add(row["step"])
+            key = suite, row["task"]
+            steps.setdefault(key, set()).add(row["step"])
     return {key: len(of_task) for key, of_task in steps.items()}
 
 
@@ -66,11 +67,13 @@ def selected(records: Path) -> str:
     for arm, name in ARMS.items():
         scores = {}  # [task, seed]
         for kind in ("last", "offline", "best"):
-            scores[kind] = np.stack([column(found[key][arm], kind) for key in tasks])
+            by_task = [column(found[key][arm], kind) for key in tasks]
+            scores[kind] = np.stack(by_task)
         gain = scores["best"] - scores["last"]
         most = int(gain.mean(1).argmax())
         largest = f"{gain.mean(1)[most]:.0f} ({tasks[most][1]}, {counts[tasks[most]]} evaluations)"
-        settled = [row["settled"] == "True" for key in tasks for row in found[key][arm]]
+        of_arm = [row for key in tasks for row in found[key][arm]]
+        settled = [row["settled"] == "True" for row in of_arm]
         means = [f"{values.mean():.1f}" for values in scores.values()]
         met = f"{sum(settled)} of {len(settled)}"
         rows.append([name, *means, f"{gain.mean():.1f}", largest, met])
@@ -91,7 +94,7 @@ def stability(records: Path) -> str:
         rows.append(
             [
                 name,
-                f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,}",
+                f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,.0f}",
                 f"{late.mean():.0f}",
                 ", ".join(f"{v:.0f}" for v in late.mean(1)),
                 f"{late.min():.0f}",
@@ -123,24 +126,32 @@ def plain(axes: Axes):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_interval(axes: Axes, y: float, estimate, arm: str, marker: str = "o"):
+    """A bar at height y, and a marker at the point."""
+    point, low, high = estimate
+    colour = COLOURS[arm]
+    axes.hlines(y, low, high, color=colour, linewidth=3, alpha=0.5)
+    axes.plot(point, y, marker, color=colour, markersize=5)
+
+
 def draw_aggregates(axes: Axes, found: dict):
     """A bar an interval; a diamond the mean, a circle the interquartile mean."""
     for i, arm in enumerate([*ARMS][::-1]):
-        point, low, high = found["aggregate"][arm]
-        for j, marker, shift in ((0, "D", -0.15), (1, "o", 0.15)):
-            y = i + shift
-            axes.plot([low[j], high[j]], [y, y], color=COLOURS[arm], linewidth=3, alpha=0.5)
-            axes.plot(point[j], y, marker, color=COLOURS[arm], markersize=5)
-    axes.set_yticks(range(len(ARMS)), [*ARMS.values()][::-1])
+        mean, iqm = np.transpose(found["aggregate"][arm])
+        draw_interval(axes, i - 0.15, mean, arm, "D")
+        draw_interval(axes, i + 0.15, iqm, arm)
+    names = list(ARMS.values())
+    axes.set_yticks(range(len(names)), names[::-1])
     axes.set_xlabel("score; ● interquartile mean, ◆ mean")
 
 
 def draw_profile(axes: Axes, found: dict):
     for arm in [*ARMS][::-1]:
         point, low, high = found["profile"][arm]
-        style = dict(step="post", color=COLOURS[arm], alpha=0.12, linewidth=0)
-        axes.step(TAUS, point, where="post", color=COLOURS[arm], label=ARMS[arm])
-        axes.fill_between(TAUS, low, high, **style)
+        colour = COLOURS[arm]
+        axes.step(TAUS, point, where="post", color=colour, label=ARMS[arm])
+        style = dict(step="post", alpha=0.12, linewidth=0)
+        axes.fill_between(TAUS, low, high, color=colour, **style)
     axes.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(0, 1))
     axes.set_title("performance profile", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
@@ -150,9 +161,8 @@ def draw_improvement(axes: Axes, found: dict):
     """How likely a run of EDQ beats one of another method on the same task."""
     others = [arm for arm in ARMS if arm != "edq"][::-1]
     for i, arm in enumerate(others):
-        point, low, high = (values[0] for values in found["better"][f"edq,{arm}"])
-        axes.plot([low, high], [i, i], color=COLOURS[arm], linewidth=3, alpha=0.5)
-        axes.plot(point, i, "o", color=COLOURS[arm], markersize=5)
+        (estimate,) = np.transpose(found["better"][f"edq,{arm}"])
+        draw_interval(axes, i, estimate, arm)
     axes.axvline(0.5, color="grey", linewidth=0.8)
     axes.set(xlim=(0, 1), yticks=range(len(others)), xlabel="P(EDQ's run is the better one)")
     axes.set_yticklabels([ARMS[arm] for arm in others])
@@ -176,21 +186,28 @@ def draw_curves(axes: Axes, records: Path, task: str, column: str, arms):
     """Mean and range of the seeds against updates."""
     for arm in arms[::-1]:
         steps, values = curve(records, task, arm, column)
-        x, low, high = steps / 1000, values.min(0), values.max(0)
-        axes.plot(x, values.mean(0), color=COLOURS[arm], linewidth=2, label=ARMS[arm])
-        axes.fill_between(x, low, high, color=COLOURS[arm], alpha=0.13, linewidth=0)
+        thousands = steps / 1000
+        low = values.min(0)
+        high = values.max(0)
+        colour = COLOURS[arm]
+        axes.plot(thousands, values.mean(0), color=colour, linewidth=2, label=ARMS[arm])
+        axes.fill_between(thousands, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.set_xlabel("thousand updates")
     plain(axes)
 
 
 def draw_stability(records: Path, path: Path):
     """The wander mazes: success, and mean Q on the medium one."""
-    found = {task: arms for (suite, task), arms in runs(records).items() if suite == "pointmaze"}
+    found = {}
+    for (suite, task), arms in runs(records).items():
+        if suite == "pointmaze":
+            found[task] = arms
     figure = Figure((13, 3.3), layout="constrained")
     *panels, last = figure.subplots(1, len(found) + 1)
     for axes, (task, arms) in zip(panels, found.items()):
         draw_curves(axes, records, task, "score", [*ARMS])
-        axes.axhline(float(arms["edq"][0]["data"]), color="grey", linewidth=1, linestyle=":")
+        of_data = float(arms["edq"][0]["data"])
+        axes.axhline(of_data, color="grey", linewidth=1, linestyle=":")
         axes.set_title(task, fontsize=10)
         axes.set_ylim(-2, 102)
     with_q = [arm for arm in ARMS if arm != "diffusion-bc"]
@@ -198,8 +215,10 @@ def draw_stability(records: Path, path: Path):
     last.set_title("medium: mean Q", fontsize=10)
     panels[0].set_ylabel("success in %, mean and range of seeds")
     handles, labels = panels[0].get_legend_handles_labels()
+    handles.reverse()
+    labels.reverse()
     style = dict(loc="outside right upper", fontsize=8, frameon=False)
-    figure.legend(handles[::-1], labels[::-1], **style)
+    figure.legend(handles, labels, **style)
     figure.savefig(path, dpi=110)
 
 
