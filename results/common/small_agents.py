@@ -34,8 +34,13 @@ class Net:
         self.weights = weights
         self.act_dim = getattr(module, "act_dim", None)
 
-    def __call__(self, *inputs: Tensor, **options: bool) -> Tensor:
-        return functional_call(self.module, self.weights, inputs, options)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return functional_call(self.module, self.weights, inputs)
+
+    def frozen(self, *inputs: Tensor) -> Tensor:
+        """The same, without a gradient for the weights."""
+        weights = {name: w.detach() for name, w in self.weights.items()}
+        return functional_call(self.module, weights, inputs)
 
 
 class KnownQ:
@@ -44,7 +49,7 @@ class KnownQ:
     def __init__(self, q: Callable[[Tensor, Tensor], Tensor]):
         self.q = q
 
-    def __call__(self, obs: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
+    def frozen(self, obs: Tensor, action: Tensor) -> Tensor:
         """`[1, B]`."""
         return self.q(obs, action).unsqueeze(0)
 
@@ -99,7 +104,7 @@ def clip_gradients(grads: Weights, limit: float) -> None:
 class SmallAgents:
     """N = len(seeds) * len(coefs) agents, seed by seed.
 
-    `weights[net]`: tensors `[N, ...]` by name, for net in score, score_ema, q, target_q. `coef`
+    `weights[net]`: tensors `[N, ...]` by name, for net in actor, actor_ema, q, target_q. `coef`
     `[N]`: the weight of the entropy term. `extra`: what else the losses read of an agent, `[N,
     ...]`: `clone` (weights of a cloned actor), `noise_std`. All three may be changed in place
     between updates.
@@ -146,19 +151,19 @@ class SmallAgents:
         self.weights = {}
 
         def make_actor() -> nn.Module:
-            return edq.ScoreMLP(obs_dim, act_dim, args.hidden_dim)
+            return edq.NoiseMLP(obs_dim, act_dim, args.hidden_dim)
 
         def make_critics() -> nn.Module:
             width = critic_hidden or args.hidden_dim
             return edq.QEnsemble(obs_dim, act_dim, args.num_critics, width)
 
-        self.add_network("score", "score_ema", make_actor, start)
-        self.modules["clone"] = self.modules["score"]
+        self.add_network("actor", "actor_ema", make_actor, start)
+        self.modules["clone"] = self.modules["actor"]
         if known_q is None:
             self.add_network("q", "target_q", make_critics)
         rates = {
             "q": args.critic_lr,
-            "score": args.actor_lr,
+            "actor": args.actor_lr,
         }  # in the order of the scripts' update
         if known_q or args.eta == 0:  # nothing to learn for critics
             del rates["q"]
@@ -213,7 +218,7 @@ class SmallAgents:
             return loss, loss.new_zeros(2)
 
         def actor(own, weights, extra, coef, batch, noise):
-            agent = self.one(weights | {"score": own}, extra)
+            agent = self.one(weights | {"actor": own}, extra)
             batch = edq.Transitions(*batch)
             noise = edq.Noise(*noise)
             out = self.actor_losses(agent, batch, noise, self.args, coef)
@@ -261,7 +266,7 @@ class SmallAgents:
             self.follow("target_q", "q", self.args.tau)
         due = self.updates >= self.ema_start and self.updates % self.ema_every == 0
         if due:
-            self.follow("score_ema", "score", 1 - self.args.ema_decay)
+            self.follow("actor_ema", "actor", 1 - self.args.ema_decay)
 
     def follow(self, average: str, net: str, rate: float) -> None:
         old = list(self.weights[average].values())
@@ -271,8 +276,8 @@ class SmallAgents:
     def actor(self, row: int) -> Net:
         """The actor of one agent."""
         return Net(
-            self.modules["score"],
-            row_of(self.weights["score"], row),
+            self.modules["actor"],
+            row_of(self.weights["actor"], row),
         )
 
     def as_script_agent(self, row: int, agent: nn.Module) -> nn.Module:
@@ -303,8 +308,8 @@ def raw_actions(
 @torch.no_grad()
 def raw_actions_of_all(agents: SmallAgents, obs: Tensor, g: torch.Generator) -> Tensor:
     """`raw_actions` of every agent in the same states: obs `[n, S]` -> `[N, n, A]`."""
-    weights = agents.weights["score"]
-    module = agents.modules["score"]
+    weights = agents.weights["actor"]
+    module = agents.modules["actor"]
     count = len(next(iter(weights.values())))
     shape = (
         count,
@@ -335,16 +340,12 @@ def act(
     """
     R, K, A = noise.shape[1:]
     wide = obs.unsqueeze(1).expand(R, K, -1)
-    candidates = edq.sample_actions(agent.score, agent.sde, wide, noise=noise)
+    candidates = edq.sample_actions(agent.actor, agent.sde, wide, noise=noise)
     candidates = (candidates + extra).clamp(-1, 1)
     if K == 1:
         return candidates[:, 0]
     q = agent.target_q(wide.flatten(0, 1), candidates.flatten(0, 1))
-    q = q.unflatten(1, (R, K))  # [M, R, K]
-    if args.pessimism == "min":
-        value = q.amin(0)
-    else:
-        value = edq.lower_confidence_bound(q, args.lcb_coef)
+    value = edq.pessimistic_value(q, args).unflatten(0, (R, K))
     choice = value.argmax(1)
     if args.action_selection == "softmax":
         cumulative = value.softmax(1).cumsum(1)

@@ -24,7 +24,7 @@ SDE = edq.MeanRevertingSDE(5)
 def net():
     """A small network that has learned nothing, in 2-D."""
     torch.manual_seed(3)
-    return edq.ScoreMLP(3, 2, 16)
+    return edq.NoiseMLP(3, 2, 16)
 
 
 def linear(k: float):
@@ -114,7 +114,7 @@ def test_quad_is_the_released_estimate_without_its_noise():
     aT = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
     for a0 in (0.0, 0.4, -1.3):
         x = torch.full_like(aT, a0)
-        mean = float(edq.entropy_estimate(SDE, x, aT, "released").mean())
+        mean = float(edq.entropy_estimate(SDE, x, aT).mean())
         assert float(estimators.quad(x)[0]) == pytest.approx(mean, abs=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_an_arm_adds_its_term_and_nothing_else(arm, net):
     aT = torch.randn(16, 2, generator=g)
     noise = edq.Noise(None, t, eps, aT, chain_noise(16, 2))
     args = replace(ARGS, pessimism="lcb", num_critics=4)
-    agent = SimpleNamespace(sde=SDE, score=net, alpha=None, chain_std=0.2)
+    agent = SimpleNamespace(sde=SDE, actor=net, alpha=None, chain_std=0.2)
     agent.q = edq.QEnsemble(3, 2, 4, 16)
     agent.clone = copy.deepcopy(net)
     nn.init.normal_(agent.clone.layers[-1].bias)

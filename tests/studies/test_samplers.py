@@ -159,7 +159,7 @@ def test_training_at_once_is_that_of_each_network_alone(monkeypatch):
     t = torch.randint(5, shape, generator=g)
     eps = torch.randn(a0.shape, generator=g)
     torch.manual_seed(1)
-    net = edq.ScoreMLP(0, 2, 16)
+    net = edq.NoiseMLP(0, 2, 16)
     optimiser = torch.optim.Adam(net.parameters())
     for i in range(updates):
         rate = run.LR * (1 + math.cos(math.pi * i / updates)) / 2

@@ -80,9 +80,9 @@ def test_ema_rule():
     """The scripts' rule by default; another where it is asked for."""
     for rule, moved in (({}, False), ({"ema_start": 0, "ema_every": 1}, True)):
         agents = SmallAgents(ARGS, 3, 2, [0], [0.0], losses_of("none"), **rule)
-        before = agents.weights["score_ema"]["layers.0.weight"].clone()
+        before = agents.weights["actor_ema"]["layers.0.weight"].clone()
         agents.update(*together(draws(0)))
-        after = agents.weights["score_ema"]["layers.0.weight"]
+        after = agents.weights["actor_ema"]["layers.0.weight"]
         assert bool((before != after).any()) == moved
 
 
@@ -90,19 +90,19 @@ def test_training_with_a_known_q_is_that_of_each_actor_alone():
     task = TASKS["toy"]
     args = replace(ARGS, num_critics=1, pessimism="min")
     agents = SmallAgents(args, 2, 1, [0, 1], [0.01, 0.3], losses_of("chain"), known_q=task.q)
-    actor = edq.ScoreMLP(2, 1, args.hidden_dim)
+    actor = edq.NoiseMLP(2, 1, args.hidden_dim)
     actor.load_state_dict(agents.actor(3).weights)  # seed 1, weight 0.3
     optimiser = torch.optim.Adam(actor.parameters(), lr=args.actor_lr)
-    agent = SimpleNamespace(sde=agents.sde, score=actor, alpha=None, chain_std=0.2)
+    agent = SimpleNamespace(sde=agents.sde, actor=actor, alpha=None, chain_std=0.2)
     agent.q = small_agents.KnownQ(task.q)
     own = replace(args, entropy_estimator="chain", ent_coef=0.3)
     for step in range(3):
         parts = [draws(10 * seed + step, 2, 1) for seed in (0, 1)]
         agents.update(*together(*parts))
-        loss = edq.actor_losses(agent, *parts[1], own, False)["losses/actor"]
+        loss = edq.actor_losses(agent, *parts[1], own)["losses/actor"]
         edq.minimise(loss, actor, optimiser, args.grad_clip)
     for name, weight in actor.named_parameters():
-        torch.testing.assert_close(agents.weights["score"][name][3], weight, atol=2e-5, rtol=0)
+        torch.testing.assert_close(agents.weights["actor"][name][3], weight, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("selection", ["softmax", "argmax"])
@@ -155,7 +155,7 @@ def test_law_of_a_linear_chain_is_the_known_gaussian(k):
 def test_law_agrees_with_samples():
     torch.manual_seed(0)
     sde = edq.MeanRevertingSDE(5)
-    actor = edq.ScoreMLP(1, 1, 32)
+    actor = edq.NoiseMLP(1, 1, 32)
     nn.init.normal_(actor.layers[-1].weight, std=0.3)  # an untrained one is nearly Gaussian
     obs = torch.zeros(50_000, 1)
     g = torch.Generator().manual_seed(1)

@@ -57,14 +57,14 @@ def test_five_steps_lose_part_of_the_rich_mode_even_with_the_exact_network():
 def test_every_estimator_trains(estimator, monkeypatch):
     monkeypatch.setattr(small_agents, "compiled", lambda function, *example: function)
     cloning, _ = run.make_agents(run.PAIR, "none", [0])
-    clone = small_agents.copied(cloning.weights["score"])
+    clone = small_agents.copied(cloning.weights["actor"])
     agents, acting_noise = run.make_agents(run.PAIR, estimator, [0], clone)
     agents.update(*next(run.batches([0], 5)))
     if acting_noise:
         before = acting_noise.std.clone()
         acting_noise.adapt(agents, torch.tensor([run.START]))
         assert agents.extra["noise_std"] != before
-    after = agents.weights["score"]
+    after = agents.weights["actor"]
     assert all(w.isfinite().all() for w in after.values())
     assert any((w != clone[name]).any() for name, w in after.items())
 
@@ -74,7 +74,7 @@ def test_returns_of_policies_that_are_known(monkeypatch):
     empty = {"w": torch.zeros(2, 1)}
     agents = SimpleNamespace(sde=SimpleNamespace(num_steps=5), seeds=[0, 1], extra={})
     agents.args = run.PAIR
-    agents.weights = {"score": empty, "target_q": empty}
+    agents.weights = {"actor": empty, "target_q": empty}
     agents.one = lambda *_: None
     monkeypatch.setattr(run, "act", lambda agent, obs, *_: 0.8 * (1 - obs[:, 1:]))
     assert run.returns(agents, "one", 4).tolist() == pytest.approx([2, 2])

@@ -59,7 +59,7 @@ ARMS = [
 def one_step(agent, batch, noise) -> Tensor:
     """The predicted action of `actor_losses`, unclamped; `[B, A]`."""
     a_t = agent.sde.perturb(batch.action, noise.t, noise.eps)
-    eps = agent.score(a_t, noise.t, batch.obs)
+    eps = agent.actor(a_t, noise.t, batch.obs)
     return agent.sde.predict_a0(a_t, noise.t, eps)
 
 
@@ -73,7 +73,7 @@ def score_term(agent, batch, noise) -> Tensor:
     a0 = one_step(agent, batch, noise).clamp(-1, 1)
     a_1 = agent.sde.perturb(a0, 0, noise.aT)
     with torch.no_grad():
-        eps = agent.score(a_1, 0, batch.obs)
+        eps = agent.actor(a_1, 0, batch.obs)
         score = -eps / agent.sde.sigma[0]
     return (a_1 * score).sum(-1).mean()
 
@@ -91,13 +91,24 @@ def term_of(arm: str, agent, batch, noise) -> tuple[Tensor, Tensor]:
         return normalised(entropy), entropy.mean() / A
     chain = (batch.obs, noise.chain)
     if arm == "chainJ":
-        entropy = chain_jacobian(sde, agent.score, *chain)
+        entropy = chain_jacobian(sde, agent.actor, *chain)
     elif arm == "logdet":
-        entropy = ddim_log_det(sde, agent.score, *chain)
+        entropy = ddim_log_det(sde, agent.actor, *chain)
     else:  # pathkl
-        entropy = -path_kl(sde, agent.score, agent.clone, *chain, agent.chain_std)
+        entropy = -path_kl(sde, agent.actor, agent.clone, *chain, agent.chain_std)
     mean = entropy.mean() / A
     return -mean, mean
+
+
+class NoisyQ:
+    """Critics that see the action with noise on it."""
+
+    def __init__(self, q, noise: Tensor):
+        self.q = q
+        self.noise = noise
+
+    def frozen(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.q.frozen(obs, (action + self.noise).clamp(-1, 1))
 
 
 def arm_losses(arm: str, agent, batch, noise, args: edq.Args, coef) -> dict[str, Tensor]:
@@ -107,7 +118,7 @@ def arm_losses(arm: str, agent, batch, noise, args: edq.Args, coef) -> dict[str,
     args = replace(args, entropy_estimator=own, ent_coef=weight)
     view = SimpleNamespace(
         sde=agent.sde,
-        score=agent.score,
+        actor=agent.actor,
         q=getattr(agent, "q", None),
         alpha=None,
         chain_std=agent.chain_std,
@@ -115,9 +126,8 @@ def arm_losses(arm: str, agent, batch, noise, args: edq.Args, coef) -> dict[str,
     if arm == "chain":  # as a learned one would come: a tensor
         view.alpha = lambda obs: coef + 0 * obs[:, 0]
     if arm == "gmm":  # the policy that acts, and is improved, has noise on its action
-        noisy = agent.noise_std * noise.aT
-        view.q = lambda obs, a, frozen: agent.q(obs, (a + noisy).clamp(-1, 1), frozen)
-    out = edq.actor_losses(view, batch, noise, args, False)
+        view.q = NoisyQ(agent.q, agent.noise_std * noise.aT)
+    out = edq.actor_losses(view, batch, noise, args)
     if arm in IN_SCRIPTS or arm == "gmm":
         return out
     term, entropy = term_of(arm, agent, batch, noise)

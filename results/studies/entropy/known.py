@@ -113,7 +113,7 @@ def cloned(task: Task, seeds: list[int], updates: int) -> Weights:
     stream = batches(task, seeds)
     for _ in range(updates):
         agents.update(*next(stream))
-    return copied(agents.weights["score"])
+    return copied(agents.weights["actor"])
 
 
 @torch.no_grad()
@@ -134,11 +134,11 @@ def estimates(task: Task, agents: SmallAgents, clone: Weights) -> list[dict[str,
     noise = edq.Noise(None, t, eps, aT, chain)
 
     def one(weights: Weights, clone: Weights) -> dict[str, Tensor]:
-        agent = agents.one({"score": weights}, {"clone": clone})
-        actor = agent.score
+        agent = agents.one({"actor": weights}, {"clone": clone})
+        actor = agent.actor
         a0 = one_step(agent, batch, noise)
         values = {
-            "released": edq.entropy_estimate(sde, a0, aT, "released"),
+            "released": edq.entropy_estimate(sde, a0, aT),
             "quad": quad(a0),
             "bridge": bridge_entropy(sde, a0, aT),
             "chain": edq.chain_entropy_bound(sde, actor, obs, 0.2, noise=chain),
@@ -148,7 +148,7 @@ def estimates(task: Task, agents: SmallAgents, clone: Weights) -> list[dict[str,
         }
         return {name: value.mean() for name, value in values.items()}
 
-    said = torch.func.vmap(one, chunk_size=20)(agents.weights["score"], clone)
+    said = torch.func.vmap(one, chunk_size=20)(agents.weights["actor"], clone)
     actions = raw_actions_of_all(agents, obs, g).numpy()
     rows = []
     for i, own in enumerate(actions):

@@ -24,7 +24,7 @@ from results.studies.entropy.estimators import knn_entropy
 from results.studies.entropy.scale import stacked_batch
 
 SMALL = "--num-critics 4 --hidden-dim 64 --batch-size 128 --tau 0.02 --no-max-q-backup"
-SMALL += " --precision fp32 --compile off"
+SMALL += " --precision fp32 --no-compile"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def diagnose(agent, data: edq.Transitions, noise_std: float) -> dict[str, float]
     A = data.action.shape[-1]
     obs = data.obs[torch.linspace(0, len(data.obs) - 1, STATES).long()]
     noise = torch.randn(agent.sde.num_steps, SAMPLES, STATES, A, generator=g)
-    raw = raw_actions(agent.score, agent.sde, obs.expand(SAMPLES, -1, -1), noise)
+    raw = raw_actions(agent.actor, agent.sde, obs.expand(SAMPLES, -1, -1), noise)
     raw = raw.transpose(0, 1)  # [STATES, SAMPLES, A]
     raw = raw + noise_std * torch.randn(raw.shape, generator=g)
     acted = raw.clamp(-1, 1)
@@ -163,7 +163,7 @@ def run(name: str, arms: list[str]) -> None:
     torch.set_num_threads(1)
     script = importlib.import_module(TASKS[name].script)
     flags = f"{SMALL} {TASKS[name].flags}"
-    args, _ = script.parse_args(flags.split())
+    args = script.parse_args(flags.split())
     args = replace(args, entropy_estimator="none")
     data, info = script.load_dataset(args, "cpu")
     envs = script.vector_env(args)
@@ -174,7 +174,7 @@ def run(name: str, arms: list[str]) -> None:
         clone = None
         if arm == "pathkl":
             cloning, _, _ = train(replace(args, eta=0.0), data, "none", [0.0])
-            clone = copied(cloning.weights["score"])
+            clone = copied(cloning.weights["actor"])
         agents, logged, acting_std = train(args, data, arm, coefs, clone)
         seconds = time.time() - started
         rows = []

@@ -116,7 +116,7 @@ def train(
     N]`.
     """
     act_dim = mixtures[0].act_dim
-    module, weights = stack(lambda: edq.ScoreMLP(0, act_dim, HIDDEN), seeds * len(mixtures), 1)
+    module, weights = stack(lambda: edq.NoiseMLP(0, act_dim, HIDDEN), seeds * len(mixtures), 1)
     optimiser = torch.optim.Adam(weights.values(), LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     g = seeded(0)

@@ -216,7 +216,7 @@ def returns(agents: SmallAgents, acting: str, episodes: int) -> Tensor:
     generators = [torch.Generator().manual_seed(20_000 + seed) for seed in agents.seeds]
     count = len(generators)
     noise_std = agents.extra.get("noise_std", torch.zeros(count)).view(-1, 1, 1, 1)
-    weights = {net: agents.weights[net] for net in ("score", "target_q")}
+    weights = {net: agents.weights[net] for net in ("actor", "target_q")}
 
     def draw(function: Callable, *shape: int) -> Tensor:
         return torch.stack([function(*shape, generator=g) for g in generators])
@@ -393,7 +393,7 @@ def main() -> None:
         about = {"method": method, "estimator": estimator, "coef": COEFS[estimator]}
         found = study(about, agents, acting_noise)
         if method == "cloning":  # what `pathkl` is drawn to
-            clone = copied(agents.weights["score"])
+            clone = copied(agents.weights["actor"])
         for kind, rows in found.items():
             records[kind] += rows
             if records[kind]:
