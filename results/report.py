@@ -36,13 +36,13 @@ def study(name: str) -> ModuleType:
     return importlib.import_module(f"results.studies.{name}.tables")
 
 
-def pages(root: Path) -> list[Path]:
+def pages(root: Path):
     return [path for pattern in PAGES for path in sorted(root.glob(pattern))]
 
 
-def all_tables(records: Path) -> tuple[dict[str, str], list[str]]:
+def all_tables(records: Path):
     """What the studies make of the records, and complaints about names that two of them use."""
-    found: dict[str, str] = {}
+    found = {}
     problems = []
     for name in STUDIES:
         tables = study(name).tables(records)
@@ -52,7 +52,7 @@ def all_tables(records: Path) -> tuple[dict[str, str], list[str]]:
     return found, problems
 
 
-def fill(page: str, text: str, tables: dict[str, str]) -> tuple[str, list[str], list[str]]:
+def fill(page: str, text: str, tables):
     """A page with its tables filled in, names of those that were otherwise, and complaints."""
     differing = []
     problems = []
@@ -77,7 +77,7 @@ def fill(page: str, text: str, tables: dict[str, str]) -> tuple[str, list[str], 
     return filled, differing, problems
 
 
-def report(root: Path, write: bool) -> list[str]:
+def report(root: Path, write: bool):
     """Fill the tables of the pages under `root`, or only compare them; what is wrong, a sentence
     each."""
     tables, problems = all_tables(root / "results" / "records")
@@ -96,14 +96,14 @@ def report(root: Path, write: bool) -> list[str]:
     return problems + [f"no page shows the table {name}" for name in unused]
 
 
-def draw(records: Path, out: Path) -> None:
+def draw(records: Path, out: Path):
     """Every picture of every study."""
     out.mkdir(parents=True, exist_ok=True)
     for name in STUDIES:
         study(name).figures(records, out)
 
 
-def main() -> None:
+def main():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--check", action="store_true", help="write nothing; name what differs")

@@ -57,7 +57,6 @@ CURVE = {  # columns of a curve, and the metrics that they are
     "entropy": "policy/entropy",
     "q_max_abs": "q/max_abs",
     "diffusion": "losses/diffusion",
-    "train_seconds": "charts/seconds",
 }
 
 
@@ -107,7 +106,7 @@ class Run:
         """Trained to the end."""
         return (self.folder / "summary.json").exists()
 
-    def scored(self) -> dict[str, dict]:
+    def scored(self):
         """Scores of its other ways of acting, as far as they are known."""
         path = self.folder / "acting.json"
         return read_json(path) if path.exists() else {}
@@ -118,7 +117,7 @@ class Run:
 
 
 # === The list of runs =========================================================================
-def read_suite(path: Path, runs: Path, seeds: int | None) -> list[Run]:
+def read_suite(path: Path, runs: Path, seeds: int | None):
     """Every run of a suite, by group, then task, then seed: a task is complete before the next."""
     suite = tomllib.loads(path.read_text())
     found = []
@@ -139,7 +138,7 @@ def read_suite(path: Path, runs: Path, seeds: int | None) -> list[Run]:
     return found
 
 
-def find_suite(args: Args) -> tuple[Path, list[Run]]:
+def find_suite(args: Args):
     """The suite's file and its runs."""
     path = SUITES / f"{args.suite}.toml"
     if args.suite.endswith(".toml"):
@@ -152,7 +151,7 @@ def find_suite(args: Args) -> tuple[Path, list[Run]]:
         fail(f"{args.suite} is no suite ({reason}); there are {names}")
 
 
-def rows_named(run: Run) -> set[tuple[str, str]]:
+def rows_named(run: Run):
     """Arm and flags of the rows that a run has in the records when it is done."""
     flags = " ".join(run.flags)
     acting = {(f"{run.arm}, {name}", f"{flags} {how}") for name, how in run.acting.items()}
@@ -176,7 +175,7 @@ def state_of(run: Run) -> str:
 
 
 # === A run, whoever calls it ==================================================================
-def die_with_parent() -> None:
+def die_with_parent():
     """Linux: killed with the worker that started it, so that no two write to one folder."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
@@ -193,7 +192,7 @@ class Starter:
     cores: set[int]
     started: Callable[[subprocess.Popen], None] = lambda process: None
 
-    def start(self, flags: list[str], **pipes: object) -> subprocess.Popen:
+    def start(self, flags, **pipes: object) -> subprocess.Popen:
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | self.variables
         command = [sys.executable, str(ROOT / self.run.script), *flags]
         process = subprocess.Popen(
@@ -260,7 +259,7 @@ def was_killed(code: int) -> bool:
 Ended = Callable[[Run, int], None]
 
 
-def places(args: Args) -> list[tuple[dict[str, str], set[int]]]:
+def places(args: Args):
     """Where runs go at once: so many a GPU or, without one, a set of cores each."""
     import torch
 
@@ -280,7 +279,7 @@ def places(args: Args) -> list[tuple[dict[str, str], set[int]]]:
     return found
 
 
-def local(runs: list[Run], args: Args, ended: Ended) -> None:
+def local(runs, args: Args, ended: Ended):
     """A pool of processes."""
     slots = queue.SimpleQueue()
     free = places(args)
@@ -289,12 +288,12 @@ def local(runs: list[Run], args: Args, ended: Ended) -> None:
     stopped = threading.Event()
     processes = []
 
-    def started(process: subprocess.Popen) -> None:
+    def started(process: subprocess.Popen):
         processes.append(process)
         if stopped.is_set():
             process.terminate()
 
-    def one(run: Run) -> None:
+    def one(run: Run):
         variables, cores = slots.get()
         starter = Starter(run, args.threads, variables, cores, started)
         for _ in range(args.retries + 1):
@@ -318,7 +317,7 @@ def local(runs: list[Run], args: Args, ended: Ended) -> None:
             raise
 
 
-def on_ray(runs: list[Run], args: Args, ended: Ended) -> None:
+def on_ray(runs, args: Args, ended: Ended):
     """The same list as Ray tasks; Ray gives a run to another worker when its own dies."""
     import ray
 
@@ -358,9 +357,9 @@ def on_ray(runs: list[Run], args: Args, ended: Ended) -> None:
 
 
 # === Records ==================================================================================
-def scores_by_step(run: Run) -> dict[int, list[float]]:
+def scores_by_step(run: Run):
     """Scores of the episodes of each evaluation."""
-    scores: dict[int, list[float]] = {}
+    scores = {}
     for row in csv_rows(run.folder / "evaluations.csv"):
         scores.setdefault(int(row["step"]), []).append(float(row["score"]))
     return scores
@@ -381,7 +380,14 @@ def summary_of(run: Run) -> dict:
     return {"last": history[-1], "best": best, "offline": history[-1]}
 
 
-def has_settled(metrics: list[dict], evaluations: list[int]) -> bool:
+def seconds_of(metrics) -> float:
+    """What the updates took, without the evaluations."""
+    ends = [0, *(int(row["step"]) for row in metrics)]
+    updates = [end - start for start, end in pairwise(ends)]
+    return sum(n / float(row["charts/sps"]) for n, row in zip(updates, metrics))
+
+
+def has_settled(metrics, evaluations) -> bool:
     """Whether the mean diffusion loss of an interval between evaluations is that of the one before.
 
     That is when an evaluation can be chosen without the environment (App. B.8 of the paper).
@@ -426,7 +432,7 @@ def main_row(run: Run) -> dict:
         "best": round(summary["best"]["score"], 1),
         "offline": round(offline["score"], 1),
         "data": round(data["mean_score"], 1),
-        "seconds": round(float(metrics[-1]["charts/seconds"])) if metrics else 0,
+        "seconds": round(seconds_of(metrics)),
         "threads": about["threads"],
         "torch": about["versions"]["torch"],
         "flags": " ".join(run.flags),
@@ -442,7 +448,7 @@ def main_row(run: Run) -> dict:
     }
 
 
-def acting_rows(run: Run, trained: dict) -> list[dict]:
+def acting_rows(run: Run, trained: dict):
     """A row for each other way of acting."""
     rows = []
     for name, score in run.scored().items():
@@ -460,7 +466,7 @@ def acting_rows(run: Run, trained: dict) -> list[dict]:
     return rows
 
 
-def curve_rows(run: Run) -> list[dict]:
+def curve_rows(run: Run):
     """A row an evaluation: mean score, and the metrics of that update."""
     metrics = {int(row["step"]): row for row in csv_rows(run.folder / "metrics.csv")}
     rows = []
@@ -477,14 +483,14 @@ def key_of(row: dict) -> tuple:
     return row["task"], row["arm"], int(row["seed"]), int(row.get("step", 0))
 
 
-def merged(path: Path, new: list[dict]) -> list[dict]:
+def merged(path: Path, new):
     """Rows of a record, those of `new` in place of theirs."""
     rows = {key_of(row): row for row in csv_rows(path) + new}
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return [dict.fromkeys(names, "") | rows[key] for key in sorted(rows)]
 
 
-def record(run: Run, suite: str, records: Path, threads: int) -> None:
+def record(run: Run, suite: str, records: Path, threads: int):
     """Put a run's rows into the records, in place of those it may have there."""
     trained = main_row(run)
     path = records / f"{suite}.csv"
@@ -496,9 +502,9 @@ def record(run: Run, suite: str, records: Path, threads: int) -> None:
 
 
 # === The command ==============================================================================
-def show(runs: list[Run], left: list[Run], failed: dict[Path, int]) -> Table:
+def show(runs, left, failed) -> Table:
     """The runs at work, a line a task and arm and a column a seed, and how many there are."""
-    lines: dict[tuple, dict[int, str]] = {}
+    lines = {}
     done = len(runs) - len(left)
     for run in left:
         state = state_of(run) if run.folder.exists() else ""
@@ -517,7 +523,7 @@ def show(runs: list[Run], left: list[Run], failed: dict[Path, int]) -> Table:
     return table
 
 
-def print_list(runs: list[Run], left: list[Run], threads: int) -> None:
+def print_list(runs, left, threads: int):
     """State and command of every run."""
     for run in runs:
         state = "waiting"
@@ -529,7 +535,7 @@ def print_list(runs: list[Run], left: list[Run], threads: int) -> None:
         print(f"{state:12} OMP_NUM_THREADS={threads} {command}")
 
 
-def check_folders(left: list[Run]) -> None:
+def check_folders(left):
     """No folder holds a run with other arguments."""
     for run in left:
         path = run.folder / "run.json"
@@ -555,7 +561,7 @@ def hold(folder: Path) -> object:
     return lock
 
 
-def heed_signals() -> None:
+def heed_signals():
     """Stop at Ctrl-C, SIGTERM, and a terminal that is gone unless nohup was asked for."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -563,15 +569,15 @@ def heed_signals() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
-def run_all(runs: list[Run], left: list[Run], args: Args, suite: str) -> int:
+def run_all(runs, left, args: Args, suite: str) -> int:
     """Run what is left and record it as it ends. Returns an exit code."""
     console = Console()
-    failed: dict[Path, int] = {}
+    failed = {}
     turn = threading.Lock()
     recorded = len(runs) - len(left)
     console.print(f"{suite}: {len(runs)} runs, {recorded} of them recorded already")
 
-    def ended(run: Run, code: int) -> None:
+    def ended(run: Run, code: int):
         with turn:
             if code:
                 failed[run.folder] = code

@@ -137,12 +137,3 @@ def test_help(script, flags):
     assert ("(default: 1000000)" if script != "edq_mujoco" else "(default: 2000000)") in out.stdout
     for flag in ("--env-id", "--num-critics", "--entropy-estimator", "--resume", "--capture-video"):
         assert flag in out.stdout
-
-
-def test_every_task_is_in_the_table_of_datasets(edq):
-    rows = [line.split(" | ") for line in (ROOT / "results/datasets/README.md").read_text().splitlines()]
-    table = {row[0].removeprefix("| "): row[1] for row in rows if len(row) == 5}
-    for name, task in edq.TASKS.items():
-        folder = str(ROOT) + "/"
-        expected = (task.dataset or "none: name one").replace(",", ", ").removeprefix(folder)
-        assert table[name] == expected

@@ -7,7 +7,8 @@ from scipy import stats
 
 
 def standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+    spread = values.std(ddof=1)
+    return float(spread / math.sqrt(len(values)))
 
 
 def mean_se(values: np.ndarray, digits: int = 1) -> str:
@@ -18,20 +19,23 @@ def mean_se(values: np.ndarray, digits: int = 1) -> str:
     return f"{mean} ± {standard_error(values):.{digits}f}"
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray):
     """Mean and half the width of its 95 % interval (Student's t)."""
     quantile = stats.t.ppf(0.975, len(values) - 1)
     return float(values.mean()), float(quantile * standard_error(values))
 
 
-def bootstrap(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap(values: np.ndarray, resamples: int = 10_000):
     """95 % bootstrap interval of a mean over seeds."""
-    index = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
+    n = len(values)
+    rng = np.random.default_rng(0)
+    index = rng.integers(n, size=(resamples, n))
+    means = values[index].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def success_interval(percent: float, episodes: int) -> tuple[float, float]:
+def success_interval(percent: float, episodes: int):
     """Clopper and Pearson's exact 95 % interval of a success rate, in %."""
     arrived = round(percent * episodes / 100)
     found = stats.binomtest(arrived, episodes).proportion_ci()

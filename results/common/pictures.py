@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from results.common.records import RECORDS, ROOT, column, read_record, write_record
-from results.common.runs import Run, load_data
-from results.common.walks import watch
+from results.common.runs import read_json
 
-sys.path.append(str(ROOT / "results" / "datasets"))
-from draw_paths import draw
+sys.path.append(str(ROOT / "results" / "datasets"))  # as the tools there find each other
+import draw_paths
 
 
 def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
@@ -28,8 +27,10 @@ def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
         first, last = todo.pop()
         way = path[last] - path[first]
         away = path[first : last + 1] - path[first]
-        along = np.clip(away @ way / max(way @ way, 1e-12), 0, 1)
-        distance = np.linalg.norm(away - along[:, None] * way, axis=1)
+        length = max(way @ way, 1e-12)  # squared
+        along = np.clip(away @ way / length, 0, 1)
+        off = away - np.outer(along, way)
+        distance = np.linalg.norm(off, axis=1)
         if distance.max() > tolerance:
             middle = first + int(distance.argmax())
             keep.add(middle)
@@ -42,63 +43,67 @@ def metres(x: float, digits: int = 3) -> str:
     return f"{round(float(x), digits) + 0.0:g}"
 
 
-STATES = 4000  # of the data, drawn in grey
+def part(of: dict, *names: str) -> dict:
+    return {name: of[name] for name in names}
 
 
-def position(obs: np.ndarray) -> np.ndarray:
-    """x and y in observations `[..., S]`: an ant's stand behind its 27 numbers, a ball's in
-    front."""
-    is_ant = obs.shape[-1] == 31
-    return obs[..., 27:29] if is_ant else obs[..., :2]
-
-
-def write_paths(study: str, run: Run) -> None:
+def write_paths(study: str, run_dir: Path):
     """Record the paths of an evaluation of a run, and the states that are drawn beneath them."""
     started = time.time()
-    args, task = run.args, run.script.TASKS[run.args.env_id]
-    data, info = load_data(run)
-    results, paths = watch(run, args.eval_episodes)
+    record = read_json(run_dir / "run.json")
+    panel = draw_paths.evaluate(run_dir, record["args"]["eval_episodes"], with_data=True)
+    args, task = panel.args, draw_paths.edq.TASKS[panel.args.env_id]
     is_ant = task.env.startswith("Ant")
     tolerance, digits = (0.06, 2) if is_ant else (0.005, 3)
     rows = []
-    for i, (result, path) in enumerate(zip(results, paths)):
-        x, y = path[0, -2:]  # the goal
-        thinned = thin(position(path).astype(float), tolerance)
-        points = " ".join(metres(x, digits) for x in thinned.flatten())
-        row = {"episode": i, "arrived": int(result["score"] > 0)}
-        row |= {"goal_x": metres(x), "goal_y": metres(y)}
-        rows.append(row | {"path": points})
-    dataset = {"id": info["id"], "hash": info["hash"]}
+    for i, path in enumerate(panel.paths):
+        thinned = thin(path.astype(float), tolerance)
+        points = [metres(x, digits) for x in thinned.flatten()]
+        row = {
+            "episode": i,
+            "arrived": int(panel.arrived[i]),
+            "goal_x": metres(panel.goals[i, 0]),
+            "goal_y": metres(panel.goals[i, 1]),
+            "path": " ".join(points),
+        }
+        rows.append(row)
+    dataset = part(record["dataset"], "id", "hash")
     about = {
-        "simulator": [task.env, task.env_kwargs],
-        "args": {"env_id": args.env_id, "preset": args.preset, "seed": args.seed},
-        "run": {k: run.record[k] for k in ("script", "threads", "versions")},
+        "args": part(record["args"], "env_id", "preset", "seed"),
+        "run": part(record, "script", "threads", "versions"),
         "dataset": dataset,
     }
     folder = RECORDS / study
     name = f"{args.env_id}-{args.preset}-{args.seed}"
     write_record(folder / f"paths-{name}.csv", rows, started, **about)
-    chosen = np.random.default_rng(0).choice(len(data.obs), STATES, replace=False)
-    sample = position(data.obs.numpy()[np.sort(chosen)])
-    states = [{"x": metres(x), "y": metres(y)} for x, y in sample]
+    states = [{"x": metres(x), "y": metres(y)} for x, y in panel.states]
     write_record(folder / f"states-{args.env_id}.csv", states, started, dataset=dataset)
 
 
-def read_panel(folder: Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """What draw_paths.py needs of a run: where and what it was, and its arrays."""
+def path_of(row: dict) -> np.ndarray:
+    numbers = np.array(row["path"].split(), float)
+    return numbers.reshape(-1, 2)
+
+
+def pairs(rows, x: str, y: str) -> np.ndarray:
+    """Two columns, `[N, 2]`."""
+    return np.stack([column(rows, x), column(rows, y)], 1)
+
+
+def read_panel(folder: Path, name: str) -> draw_paths.Panel:
+    """What draw_paths.py draws of a run."""
     run, rows = read_record(folder / f"paths-{name}.csv")
-    _, states = read_record(folder / f"states-{run['args']['env_id']}.csv")
-    paths = [np.array(row["path"].split(), float).reshape(-1, 2) for row in rows]
-    data = {
-        "states": np.stack([column(states, "x"), column(states, "y")], 1),
-        "paths": np.concatenate(paths),
-        "steps": np.array([len(path) for path in paths]),
-        "arrived": column(rows, "arrived") == 1,
-        "goals": np.stack([column(rows, "goal_x"), column(rows, "goal_y")], 1),
-    }
-    return run, data
+    args = draw_paths.edq.Args(**run["args"])
+    _, states = read_record(folder / f"states-{args.env_id}.csv")
+    return draw_paths.Panel(
+        args=args,
+        paths=[path_of(row) for row in rows],
+        goals=pairs(rows, "goal_x", "goal_y"),
+        arrived=[row["arrived"] == 1 for row in rows],
+        states=pairs(states, "x", "y"),
+    )
 
 
-def draw_mazes(folder: Path, names: list[str], path: Path) -> None:
+def draw_mazes(folder: Path, names, path: Path):
     """A panel a recorded run."""
-    draw([read_panel(folder, name) for name in names], path)
+    draw_paths.draw([read_panel(folder, name) for name in names], path)

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -26,19 +27,23 @@ def machine() -> dict:
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.M)
     return {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")},
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": model[1] if model else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 
 
-def write_csv(path: Path, rows: list[dict], comment: str = "", digits: int = 5) -> None:
+def shortened(value: object, digits: int) -> object:
+    return f"{value:.{digits}g}" if isinstance(value, float) else value
+
+
+def write_csv(path: Path, rows, comment: str = "", digits: int = 5):
     """Write rows in one step; a column that a row lacks stays empty, floats keep so many digits."""
     columns = dict.fromkeys(name for row in rows for name in row)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,16 +53,16 @@ def write_csv(path: Path, rows: list[dict], comment: str = "", digits: int = 5) 
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            short = {k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(short)
+            writer.writerow({name: shortened(value, digits) for name, value in row.items()})
     new.replace(path)
 
 
-def write_record(path: Path, rows: list[dict], started: float, **about: object) -> None:
+def write_record(path: Path, rows, started: float, **about: object):
     """Write rows under their header. `about`: arguments, seeds, dataset, threads, ..."""
-    command = ["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
+    script = os.path.relpath(sys.argv[0], ROOT)
+    command = " ".join(["python", script, *sys.argv[1:]])
     seconds = round(time.time() - started)
-    header = {"command": " ".join(command), **machine(), **about, "seconds": seconds}
+    header = {"command": command, **machine(), **about, "seconds": seconds}
     write_csv(path, rows, f"# {json.dumps(header)}\n")
 
 
@@ -78,8 +83,10 @@ def read_record(path: Path) -> tuple[dict, list[dict]]:
         else:
             about = {}
             file.seek(0)
-        rows = list(csv.DictReader(file))
-    return about, [{k: number_or_text(v) for k, v in row.items()} for row in rows]
+        rows = []
+        for row in csv.DictReader(file):
+            rows.append({name: number_or_text(text) for name, text in row.items()})
+    return about, rows
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
@@ -91,17 +98,17 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(lines))
 
 
-def pick(rows: list[dict], **wanted: object) -> list[dict]:
+def pick(rows, **wanted: object):
     """The rows in which the named columns have these values."""
     return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
 
 
-def column(rows: list[dict], name: str) -> np.ndarray:
+def column(rows, name: str) -> np.ndarray:
     """A column as numbers."""
     return np.array([float(row[name]) for row in rows])
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head, rows) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

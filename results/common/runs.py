@@ -23,7 +23,7 @@ class Run:
     record: dict  # run.json
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str):
     """Bad input: one sentence, exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def sizes(script: ModuleType, env_id: str) -> tuple[int, int]:
+def sizes(script: ModuleType, env_id: str):
     """Number of observations and of actions of a task."""
     env = script.make_env(script.TASKS[env_id])
     obs = script.flatten_obs(env.reset(seed=0)[0])
@@ -63,6 +63,6 @@ def load_run(folder: Path, device: str = "cpu", **changes: object) -> Run:
     return Run(folder, script, args, agent, state["progress"]["step"], record)
 
 
-def load_data(run: Run, device: str = "cpu") -> tuple[object, dict]:
+def load_data(run: Run, device: str = "cpu"):
     """The transitions that a run learned from, and what its script says of them."""
     return run.script.load_dataset(run.args, device)

@@ -1,45 +1,26 @@
-"""Episodes of a run's policy, with every observation kept: how it moves, not only what it
-scores."""
+"""Episodes of a run, with every observation kept: how its policy moves, not only what it scores."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 
+from results.common.records import ROOT
 from results.common.runs import Run
 
-
-class Watched:
-    """A vector of environments that keeps what it shows, group of episodes by group."""
-
-    def __init__(self, envs):
-        self.envs = envs
-        self.num_envs = envs.num_envs
-        self.single_action_space = envs.single_action_space
-        self.groups: list[list[np.ndarray]] = []  # observations [n, S], from each reset on
-
-    def reset(self, **how):
-        obs, info = self.envs.reset(**how)
-        self.groups.append([obs.copy()])
-        return obs, info
-
-    def step(self, action):
-        found = self.envs.step(action)
-        self.groups[-1].append(found[0].copy())
-        return found
-
-    def path(self, episode: int, length: int) -> np.ndarray:
-        """Observations `[length + 1, S]` of one episode."""
-        group = self.groups[episode // self.num_envs]
-        i = episode % self.num_envs
-        return np.stack([obs[i] for obs in group[: length + 1]])
+sys.path.append(str(ROOT / "results" / "datasets"))  # as the tools there find each other
+from draw_paths import Recorder
 
 
-def watch(run: Run, episodes: int, **changes: object) -> tuple[list[dict], list[np.ndarray]]:
-    """Results and paths of episodes, as an evaluation with these changes of arguments has them."""
+def watch(run: Run, episodes: int, **changes: object):
+    """Results and observations `[length + 1, S]` of episodes of an evaluation.
+
+    `changes` are of the arguments of the evaluation.
+    """
     args = replace(run.args, eval_episodes=episodes, **changes)
     reference = run.record["dataset"]["reference"]
-    envs = Watched(run.script.vector_env(args))
+    envs = Recorder(run.script.vector_env(args))
     results = run.script.evaluate(run.agent, envs, args, reference, episodes)
-    envs.envs.close()
-    paths = [envs.path(i, result["length"]) for i, result in enumerate(results)]
+    envs.close()
+    paths = [np.array(observations) for observations in envs.episodes[:episodes]]
     return results, paths

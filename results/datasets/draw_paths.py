@@ -1,10 +1,9 @@
-"""Draw the last evaluation of maze runs: the maze, a sample of the data in grey, the paths coloured by success.
+"""Draw where the policies of maze runs go: the maze, the data in grey, paths by success.
 
-    python results/datasets/draw_paths.py runs/<run folder>               # writes evaluation.png there
+    python results/datasets/draw_paths.py runs/<run folder>               # writes paths.png there
     python results/datasets/draw_paths.py runs/<one> runs/<another> --out paper.pdf
 
-edq_antmaze.py calls it after every evaluation and with --evaluate. It reads paths.npz (positions in metres: of 4,000
-states of the data, and of every step of every episode) and run.json, which names the maze.
+Evaluates the newest checkpoint of each run of edq_antmaze.py once more, in a panel each.
 """
 
 import json
@@ -12,78 +11,172 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from minari_writer import fail
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+import edq_antmaze as edq  # noqa: E402
+
 GAP = np.full((1, 2), np.nan)  # between two paths of one line
+FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass
 class Args:
-    """Draw the last evaluation of maze runs."""
+    """Draw where the policies of maze runs go."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders of runs of edq_antmaze.py, a panel each"""
+    """folders of runs of edq_antmaze.py"""
     out: Path | None = None
-    """the picture, png, svg or pdf by its name; by default evaluation.png in the (first) run folder"""
+    """the picture, png, pdf or svg by its name; by default paths.png in the first run folder"""
+    episodes: int = 20
+    """of each run"""
+    data: bool = True
+    """show a sample of the dataset, which has to be on this machine"""
 
 
-def panel(ax: Axes, run: dict, data: dict[str, np.ndarray]) -> None:
-    """`run` is run.json; `data` holds states, paths `[sum of steps, 2]`, steps and arrived `[E]`, goals `[E, 2]`."""
-    (env_id, kwargs), args = run["simulator"], run["args"]
-    walls = np.array([[cell == 1 for cell in line] for line in kwargs["maze_map"]])[1:-1, 1:-1]
-    y, x = np.array(walls.shape) * (2 if env_id.startswith("Ant") else 0.5)  # a cell is 4 m wide for an ant, else 1 m
+class Panel(NamedTuple):
+    """A run, and what it does."""
+
+    args: edq.Args
+    paths: list[np.ndarray]  # `[steps + 1, 2]` in metres, one an episode
+    goals: np.ndarray  # `[E, 2]`
+    arrived: list[bool]
+    states: np.ndarray  # `[N, 2]`, positions in the data
+
+
+def positions(obs: np.ndarray) -> np.ndarray:
+    """Of flat observations `[..., S]`, `[..., 2]`."""
+    first = 27 if obs.shape[-1] == 31 else 0  # an ant's come after its body
+    return obs[..., first : first + 2]
+
+
+class Recorder(gym.vector.VectorWrapper):
+    """Keeps the observations of every episode, in the order in which they begin."""
+
+    def __init__(self, envs: gym.vector.VectorEnv):
+        super().__init__(envs)
+        self.episodes: list[list[np.ndarray]] = []
+        self.running: dict[int, list[np.ndarray]] = {}  # by environment
+
+    def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+        obs, info = super().reset(**kwargs)
+        self.running = {i: [row.copy()] for i, row in enumerate(obs)}
+        self.episodes += self.running.values()
+        return obs, info
+
+    def step(self, actions: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        for i in list(self.running):
+            self.running[i].append(obs[i].copy())
+            if terminated[i] or truncated[i]:
+                del self.running[i]
+        return obs, reward, terminated, truncated, info
+
+
+def evaluate(run_dir: Path, episodes: int, with_data: bool) -> Panel:
+    """Evaluate the newest checkpoint, as the script does, and keep the way of each episode."""
+    flags = ["--evaluate", str(run_dir), "--device", "cpu", "--eval-episodes", str(episodes)]
+    args = edq.parse_args(flags)
+    reference = json.loads((run_dir / "run.json").read_text())["dataset"]["reference"]
+    envs = Recorder(edq.vector_env(args))
+    obs_dim = envs.single_observation_space.shape[0]
+    act_dim = envs.single_action_space.shape[0]
+    agent = edq.Agent(obs_dim, act_dim, args, "cpu")
+    if edq.load_checkpoint(run_dir, agent) is None:
+        fail(f"{run_dir} has no checkpoint yet")
+    results = edq.evaluate(agent, envs, args, reference, episodes)
+    envs.close()
+    recorded = [np.array(obs) for obs in envs.episodes[:episodes]]
+    states = np.zeros((0, 2))
+    if with_data:
+        data, _ = edq.load_dataset(args, "cpu")
+        rows = np.linspace(0, len(data.obs) - 1, 4000).astype(int)
+        states = positions(data.obs.numpy()[rows])
+    return Panel(
+        args=args,
+        paths=[positions(obs) for obs in recorded],
+        goals=np.array([obs[0, -2:] for obs in recorded]),
+        arrived=[result["score"] > 0 for result in results],
+        states=states,
+    )
+
+
+def draw_panel(ax: Axes, panel: Panel) -> None:
+    """One run."""
+    task = edq.TASKS[panel.args.env_id]
+    cells = task.env_kwargs["maze_map"]
+    walls = np.array([[cell == 1 for cell in line] for line in cells])[1:-1, 1:-1]
+    half_cell = 2 if task.env.startswith("Ant") else 0.5  # metres
+    y, x = np.array(walls.shape) * half_cell
     ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))
     ax.spines[:].set(lw=5, color="0.53")  # the outer wall
-    ax.plot(*data["states"].T, ".", color="0.75", ms=2, label="data")
-    paths = np.split(data["paths"], np.cumsum(data["steps"])[:-1])
-    for arrived, colour, word in ((False, "#c7522a", "did not arrive"), (True, "#0b6e99", "arrived")):
-        lines = [np.vstack([path, GAP]) for path, a in zip(paths, data["arrived"]) if a == arrived]
-        ax.plot(*np.vstack([*lines, GAP]).T, color=colour, lw=0.8, alpha=0.7, label=word)
-    starts = np.array([path[0] for path in paths])
+    ax.plot(*panel.states.T, ".", color="0.75", ms=2, label="data")
+    for arrived, colour, word in (
+        (False, "#c7522a", "did not arrive"),
+        (True, "#0b6e99", "arrived"),
+    ):
+        lines = [GAP]
+        for path, success in zip(panel.paths, panel.arrived):
+            if success == arrived:
+                lines += [path, GAP]
+        ax.plot(*np.vstack(lines).T, color=colour, lw=0.8, alpha=0.7, label=word)
+    starts = np.array([path[0] for path in panel.paths])
     ax.plot(*starts.T, "o", color="white", mec="black", ms=5, label="start")
-    ax.plot(*data["goals"].T, "*", color="gold", mec="black", ms=11, label="goal")
-    count = f"{data['arrived'].sum()} of {len(paths)} arrive"
-    ax.set(xticks=[], yticks=[], title=f"{args['env_id']}, {args['preset']}, seed {args['seed']}: {count}")
+    ax.plot(*panel.goals.T, "*", color="gold", mec="black", ms=11, label="goal")
+    count = f"{sum(panel.arrived)} of {len(panel.paths)} arrive"
+    args = panel.args
+    title = f"{args.env_id}, {args.preset}, seed {args.seed}: {count}"
+    ax.set(xticks=[], yticks=[], title=title)
 
 
-def draw(panels: list[tuple[dict, dict[str, np.ndarray]]], out: Path) -> None:
-    """Draw panels, each of a run and its data as `panel` takes them, then put the picture in its place in one step."""
+def draw(panels: list[Panel], out: Path) -> None:
+    """Draw all panels, then put the picture in its place in one step."""
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    mazes = [np.shape(run["simulator"][1]["maze_map"]) for run, _ in panels]
-    height = 6 * max((y - 2) / (x - 2) for y, x in mazes) + 0.4  # inches; a panel is 6 wide
-    fig = Figure(figsize=(6 * columns, height * rows + 0.4), dpi=100, layout="constrained")
+    shapes = [np.shape(edq.TASKS[panel.args.env_id].env_kwargs["maze_map"]) for panel in panels]
+    height = 6 * max((y - 2) / (x - 2) for y, x in shapes) + 0.4  # inches; a panel is 6 wide
+    size = (6 * columns, height * rows + 0.4)
+    fig = Figure(figsize=size, dpi=100, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).flatten()
-    for ax, (run, data) in zip(axes, panels):
-        panel(ax, run, data)
+    for ax, panel in zip(axes, panels):
+        draw_panel(ax, panel)
     for ax in axes[len(panels) :]:
         ax.remove()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    fig.savefig(temporary := out.with_name(f".unfinished-{out.name}"), bbox_inches="tight")
+    handles = axes[0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    unfinished = out.with_name(f".unfinished-{out.name}")
+    fig.savefig(unfinished, bbox_inches="tight")
     if out.suffix == ".png":  # 256 colours do, at a third of the size
-        Image.open(temporary).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            temporary
-        )
-    os.replace(temporary, out)
+        picture = Image.open(unfinished).convert("RGB")
+        method = Image.Quantize.MAXCOVERAGE
+        picture = picture.quantize(256, method, dither=Image.Dither.NONE)
+        picture.save(unfinished)
+    os.replace(unfinished, out)
 
 
 def main(args: Args) -> None:
-    """Read the runs and draw them."""
-    out = args.out or args.run_dirs[0] / "evaluation.png"
+    """Evaluate the runs and draw them."""
+    run_dirs = [path.expanduser() for path in args.run_dirs]
+    if not run_dirs or args.episodes < 1:
+        fail("name a run folder, and at least one episode")
+    out = (args.out or run_dirs[0] / "paths.png").expanduser()
+    if out.suffix not in FORMATS or not out.absolute().parent.is_dir():
+        fail(f"{out} is no png, pdf or svg in a folder that is there")
     try:
-        panels = []
-        for run_dir in args.run_dirs:
-            with np.load(run_dir / "paths.npz", allow_pickle=False) as data:
-                panels.append((json.loads((run_dir / "run.json").read_text()), dict(data)))
+        panels = [evaluate(run_dir, args.episodes, args.data) for run_dir in run_dirs]
         draw(panels, out)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"error: cannot draw {out}: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(f"cannot draw {out}: {error}")
+    print(out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Turn one of D4RL's own HDF5 files into a local dataset in Minari's format.
 
     python results/datasets/import_d4rl.py hopper_medium_replay-v2.hdf5
-    python edq_mujoco.py --env-id hopper-medium-replay --dataset-id d4rl/hopper/medium-replay-v2
+    python edq_mujoco.py --env-id hopper-medium-replay-d4rl
 
 What a script then trains on are the transitions of D4RL's `qlearning_dataset`, row for row:
 - The step at a timeout is dropped: its next observation is missing. A file without `timeouts` (the
@@ -62,6 +62,7 @@ FAMILIES = {
     "relocate": Family("AdroitHandRelocate-v1", 200, 39, 30, -6.425911, 4233.877798),
     "kitchen": Family("FrankaKitchen-v1", 280, 60, 9, 0.0, 4.0),
 }
+HANDS = ("pen", "door", "hammer", "relocate")
 # D4RL's mazes are Gymnasium-Robotics' with rows counted upwards, and the cell (row, column) of the
 # evaluation's goal; all start in cell (1, 1).
 MAZES = {
@@ -335,7 +336,10 @@ def main(args: Args) -> None:
         print("note: this set rewards the first step at a goal only (D4RL issue 199); kept so")
     if family == "kitchen":
         print("note: D4RL's kitchen rewards count what is done so far; a score counts each once")
-    print(f"use: --dataset-id {dataset_id}")
+    task, _, _ = name.rpartition("-v")
+    if family not in HANDS:  # the others' simulators differ from Minari's
+        task += "-d4rl"
+    print(f"use: --env-id {task} --dataset-id {dataset_id}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ class Args:
     maze: Literal["umaze", "medium", "large", "open"] = "umaze"
     """for goal and wander"""
     size: tuple[int, int] = (3, 5)
-    """rows and columns of the open maze, in cells of 1 m"""
+    """rows and columns of the open maze, in cells of 1 m; another size needs a row of its own in
+    the table of edq_antmaze.py"""
     transitions: int | None = None
     """number of transitions, rounded up to whole episodes; by default 100,000, embedded 20,100"""
     action_noise: float = 0.5

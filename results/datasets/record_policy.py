@@ -19,7 +19,8 @@ and add --obs-stats stats.npz.
 
 An npz holds W0, b0, W1, b1, ... (matrices `[in, out]`), activation (such as "Tanh"), squash
 (whether tanh follows the last layer), and for policies with noise of their own log_std `[A]`, or
-std_W and std_b, a layer that gives the log std from the last hidden layer.
+std_W and std_b, a layer that gives the log std from the last hidden layer. What scales inputs and
+outputs beside the layers is to be folded into the first and the last of them.
 
 Equal arguments give equal arrays on one machine; another processor may round otherwise.
 """
@@ -44,7 +45,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from import_d4rl import FAMILIES
+from import_d4rl import FAMILIES, HANDS
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -53,7 +54,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("edq_mujoco.py", "edq_antmaze.py", "edq_adroit.py")
 ROWS = 10  # environments in lockstep; always as many, as a matmul of another size rounds otherwise
 # D4RL's time limits of Adroit, and its returns of a random and an expert policy.
-HANDS = {hand: FAMILIES[hand].limit for hand in ("pen", "door", "hammer", "relocate")}
+LIMITS = {hand: FAMILIES[hand].limit for hand in HANDS}
 REFERENCES = {
     name.split("-")[0]: (family.random_return, family.expert_return)
     for name, family in FAMILIES.items()
@@ -174,7 +175,7 @@ def short_name(env_id: str) -> str:
 def make_envs(env_id: str) -> list[gym.Env]:
     """The environments of all rows. An id like "module:id" would import; no such is registered."""
     check(env_id in gym.registry, f"there is no registered environment {env_id!r}")
-    limit = HANDS.get(short_name(env_id))
+    limit = LIMITS.get(short_name(env_id))
     envs = []
     try:
         for _ in range(ROWS):
@@ -338,12 +339,13 @@ def own_policy(folder: Path, env_id: str, observation: dict | np.ndarray, act_di
     check(name in SCRIPTS, f"{folder} holds a run of {name!r}, none of our scripts")
     sys.path.append(str(ROOT))
     script = importlib.import_module(name.removesuffix(".py"))
-    args, _ = script.parse_args(["--evaluate", str(folder), "--device", "cpu"])
+    args = script.parse_args(["--evaluate", str(folder), "--device", "cpu"])
     theirs = script.TASKS[args.env_id].env
     same = short_name(theirs) == short_name(env_id)
     check(same, f"{folder} acts in {theirs}, not in {env_id}")
     agent = script.Agent(len(script.flatten_obs(observation)), act_dim, args)
-    script.load_checkpoint(folder, agent)
+    loaded = script.load_checkpoint(folder, agent)
+    check(loaded is not None, f"{folder} has no checkpoint yet")
     torch.set_num_threads(1)  # the checkpoint brings its own number
     shape = (args.num_diffusion_steps, args.num_candidates, act_dim)
 

@@ -1,15 +1,17 @@
-"""Train the goal-reaching ant that records the AntMaze sets: PPO on an open floor, from nothing, on one core.
+"""Train the goal-reaching ant that records the AntMaze sets: PPO on an open floor, from nothing.
 
-The ant is asked to run to a point 2 to 8 m away, in any direction, and to the next one when it arrives; half of the
-episodes begin tilted, with legs anywhere, so that it learns to catch itself. 64 ants live in one process and are
-stepped one after the other; the simulator takes most of the time.
+The ant is asked to run to a point 2 to 8 m away, in any direction, and to the next one when it
+arrives; half of the episodes begin tilted, with legs anywhere, so that it learns to catch itself.
+64 ants live in one process and are stepped one after the other; the simulator takes most of the
+time.
 
     python results/datasets/train_ant.py --out my_ant.npz --record my_curve.csv
 
-Writes the weights in the layout that antmaze.py loads from ant_goal.npz beside it. The file that comes with the
-repository is another: trained for seven times as long, the second half of it among walls, a part that is not here.
-After 1.2 million steps on the floor every ant finds its target there (results/records/train-ant.csv), but in the large
-maze, with noise, 13 of 20 arrived where the other's all do, and a third of the steps were spent on the back.
+Writes the weights in the layout that make_antmaze.py loads from ant_goal.npz beside it. The file
+that comes with the repository is another: trained for seven times as long, the second half of it
+among walls, a part that is not here. After 1.2 million steps on the floor every ant finds its
+target there (results/records/datasets/train-ant.csv), but in the large maze, with noise, 13 of 20
+arrived where the other's all do, and a third of the steps were spent on the back.
 """
 
 import os
@@ -17,19 +19,28 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium.envs.mujoco
 import mujoco
 import numpy as np
 import torch
 import tyro
-from antmaze import act, append_row, features, torques
-from storage import fail
+from make_antmaze import act, features, torques
+from minari_writer import fail, new_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+ROOT = Path(__file__).resolve().parents[2]
 FLOOR = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "ant.xml"
-REACH, EPISODE, CONTROL = 0.45, 400, 0.05  # metres, steps, seconds of a step (five of the simulator's)
+REACH = 0.45  # metres
+EPISODE = 400  # steps
+CONTROL = 0.05  # seconds of a step, five of the simulator's
+GAMMA = 0.985
+LAMBDA = 0.95
+CLIP = 0.2
+EPOCHS = 5
+MINIBATCH = 1024
 
 
 @dataclass
@@ -37,9 +48,9 @@ class Args:
     """Train a goal-reaching ant with PPO."""
 
     out: Path = Path("ant.npz")
-    """file for the weights, written anew at every evaluation"""
+    """new file for the weights, written anew at every evaluation"""
     record: Path | None = None
-    """CSV for the learning curve; rows are appended"""
+    """new CSV file for the learning curve"""
     steps: int = 1_200_000
     """steps in all, rounded up to whole iterations"""
     ants: int = 64
@@ -56,77 +67,100 @@ class Floor:
     """Ants on an open floor, each on its way to a target of its own."""
 
     def __init__(self, ants: int, rng: np.random.Generator):
-        self.model, self.rng = mujoco.MjModel.from_xml_path(str(FLOOR)), rng
+        self.model = mujoco.MjModel.from_xml_path(str(FLOOR))
+        self.rng = rng
         self.data = [mujoco.MjData(self.model) for _ in range(ants)]
-        self.state, self.target, self.age = np.zeros((ants, 29)), np.zeros((ants, 2)), np.zeros(ants, int)
+        self.state = np.zeros((ants, 29))  # qpos and qvel
+        self.target = np.zeros((ants, 2))
+        self.age = np.zeros(ants, int)
         for i in range(ants):
             self.reset(i, rng.random() < 0.5)
 
     def reset(self, i: int, tilted: bool) -> None:
-        """Put ant i at the origin, standing or tilted by up to 80 degrees with its legs anywhere."""
-        rng, data = self.rng, self.data[i]
+        """Put ant i at the origin, standing, or tilted by up to 80 degrees with legs anywhere."""
+        rng = self.rng
+        data = self.data[i]
         mujoco.mj_resetData(self.model, data)
-        heading, tilt, towards = (
-            rng.uniform(-np.pi, np.pi),
-            tilted * rng.uniform(0, np.radians(80)),
-            rng.uniform(0, 2 * np.pi),
-        )
+        heading = rng.uniform(-np.pi, np.pi)
+        tilt = tilted * rng.uniform(0, np.radians(80))
+        towards = rng.uniform(0, 2 * np.pi)
         upright = np.array([np.cos(heading / 2), 0, 0, np.sin(heading / 2)])
-        lean = np.array([np.cos(tilt / 2), *np.sin(tilt / 2) * np.array([np.cos(towards), np.sin(towards), 0])])
+        axis = np.array([np.cos(towards), np.sin(towards), 0])
+        lean = np.array([np.cos(tilt / 2), *np.sin(tilt / 2) * axis])
         mujoco.mju_mulQuat(data.qpos[3:7], lean, upright)
         if tilted:
             low, high = self.model.jnt_range[1:].T
-            data.qpos[7:], data.qvel[:] = rng.uniform(low, high), rng.normal(size=14)
+            data.qpos[7:] = rng.uniform(low, high)
+            data.qvel[:] = rng.normal(size=14)
         mujoco.mj_forward(self.model, data)
-        self.state[i], self.age[i] = np.concatenate([data.qpos, data.qvel]), 0
+        self.state[i] = np.concatenate([data.qpos, data.qvel])
+        self.age[i] = 0
         self.aim(i, rng.uniform(2, 8))
 
     def aim(self, i: int, distance: float) -> None:
         """A new target for ant i, in any direction."""
         angle = self.rng.uniform(-np.pi, np.pi)
-        self.target[i] = self.state[i, :2] + distance * np.array([np.cos(angle), np.sin(angle)])
+        way = np.array([np.cos(angle), np.sin(angle)])
+        self.target[i] = self.state[i, :2] + distance * way
 
     def view(self) -> tuple[np.ndarray, np.ndarray]:
         """Observations `[ants, 27]` and the ways to the targets `[ants, 2]`."""
         return self.state[:, 2:], self.target - self.state[:, :2]
 
+    def distance(self) -> np.ndarray:
+        return np.hypot(*(self.target - self.state[:, :2]).T)
+
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Act `[ants, 8]`; rewards, which ants have arrived, and which have fallen on their backs, `[ants]` each."""
-        before = np.hypot(*(self.target - self.state[:, :2]).T)
+        """Act `[ants, 8]`; rewards, who has arrived, who has fallen on its back, `[ants]` each."""
+        before = self.distance()
         for i, data in enumerate(self.data):
             data.ctrl[:] = actions[i]
             mujoco.mj_step(self.model, data, nstep=5)
-            self.state[i, :15], self.state[i, 15:] = data.qpos, data.qvel
+            self.state[i, :15] = data.qpos
+            self.state[i, 15:] = data.qvel
         self.age += 1
-        after = np.hypot(*(self.target - self.state[:, :2]).T)
-        height, up = self.state[:, 2], 1 - 2 * np.square(self.state[:, 4:6]).sum(1)  # up: its axis's vertical part
-        arrived, fallen = after <= REACH, up < -0.3
-        reward = np.minimum((before - after) / CONTROL, 3.5) + 0.3 * ((up > 0.5) & (height > 0.25) & (height < 1))
-        return np.where(fallen, -5.0, reward + 3 * arrived - 0.05 * np.square(actions).sum(1)), arrived, fallen
+        after = self.distance()
+        height = self.state[:, 2]
+        up = 1 - 2 * np.square(self.state[:, 4:6]).sum(1)  # vertical part of its own z axis
+        arrived = after <= REACH
+        fallen = up < -0.3
+        speed = np.minimum((before - after) / CONTROL, 3.5)
+        stands = (up > 0.5) & (height > 0.25) & (height < 1)
+        effort = np.square(actions).sum(1)
+        reward = speed + 0.3 * stands + 3 * arrived - 0.05 * effort
+        return np.where(fallen, -5.0, reward), arrived, fallen
 
 
 def evaluate(ant: dict[str, np.ndarray], ants: int = 64, seed: int = 1) -> tuple[float, float]:
-    """Share of ants that reach a target 4 m away within 200 steps, without noise, and how fast they close in (m/s)."""
+    """Walk 4 m in 200 steps without noise: share that arrives, and speed towards it (m/s)."""
     floor = Floor(ants, np.random.default_rng(seed))
     for i in range(ants):
         floor.reset(i, tilted=False)
         floor.aim(i, 4.0)
-    steps, left = (
-        np.full(ants, 200),
-        np.full(ants, np.nan),
-    )  # until the arrival, and the distance left then or at the end
+    steps = np.full(ants, 200)  # until the arrival
+    left = np.full(ants, np.nan)  # distance then, or at the end
     for step in range(1, 201):
-        new = floor.step(act(ant, *floor.view()))[1] & np.isnan(left)
-        steps[new], left[new] = step, REACH
-    reached, left = ~np.isnan(left), np.where(np.isnan(left), np.hypot(*floor.view()[1].T), left)
-    return float(reached.mean()), float(((4 - left) / (steps * CONTROL)).mean())
+        _, arrived, _ = floor.step(act(ant, *floor.view()))
+        new = arrived & np.isnan(left)
+        steps[new] = step
+        left[new] = REACH
+    reached = ~np.isnan(left)
+    left = np.where(reached, left, floor.distance())
+    speed = (4 - left) / (steps * CONTROL)
+    return float(reached.mean()), float(speed.mean())
 
 
 class Net(nn.Sequential):
     """Two hidden layers of 256 with SiLU."""
 
     def __init__(self, size_out: int, scale: float):
-        super().__init__(nn.Linear(30, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, size_out))
+        super().__init__(
+            nn.Linear(30, 256),
+            nn.SiLU(),
+            nn.Linear(256, 256),
+            nn.SiLU(),
+            nn.Linear(256, size_out),
+        )
         self[4].weight.data *= scale
         self[4].bias.data *= scale
 
@@ -135,132 +169,213 @@ class Normaliser:
     """Running mean and variance of everything seen so far."""
 
     def __init__(self, size: int):
-        self.mean, self.var, self.count = np.zeros(size), np.ones(size), 1e-4
+        self.mean = np.zeros(size)
+        self.var = np.ones(size)
+        self.count = 1e-4
 
     def update(self, x: np.ndarray) -> None:
         """x `[N, size]`."""
-        total, gap = self.count + len(x), x.mean(0) - self.mean
-        self.var = (self.var * self.count + x.var(0) * len(x) + gap**2 * self.count * len(x) / total) / total
-        self.mean, self.count = self.mean + gap * len(x) / total, total
+        total = self.count + len(x)
+        gap = x.mean(0) - self.mean
+        spread = gap**2 * self.count * len(x) / total
+        self.var = (self.var * self.count + x.var(0) * len(x) + spread) / total
+        self.mean = self.mean + gap * len(x) / total
+        self.count = total
 
     def __call__(self, x: np.ndarray) -> Tensor:
-        return torch.tensor(np.clip((x - self.mean) / np.sqrt(self.var + 1e-8), -10, 10), dtype=torch.float32)
+        standard = np.clip((x - self.mean) / np.sqrt(self.var + 1e-8), -10, 10)
+        return torch.tensor(standard, dtype=torch.float32)
 
 
-def weights_of(actor: Net, logstd: Tensor, seen: Normaliser) -> dict[str, np.ndarray]:
-    """The policy as plain arrays, matrices `[in, out]`."""
-    ant = {"mean": seen.mean, "std": np.sqrt(seen.var + 1e-8), "logstd": logstd.detach().numpy().copy()}
-    for i in range(3):
-        ant[f"W{i}"] = actor[2 * i].weight.detach().numpy().T.copy()
-        ant[f"b{i}"] = actor[2 * i].bias.detach().numpy().copy()
-    return ant
+class Rows(NamedTuple):
+    """One step of all ants."""
+
+    inputs: Tensor  # [ants, 30], standardised features
+    u: Tensor  # [ants, 8], the network's output with noise
+    logp: Tensor
+    reward: np.ndarray  # scaled
+    value: np.ndarray
+    following: np.ndarray  # features after the step, with the target it had
+    late: np.ndarray  # cut off, not over: its value counts on
+    ends: np.ndarray
 
 
-def log_prob(mean: Tensor, logstd: Tensor, u: Tensor) -> Tensor:
-    """Of u `[N, 8]` under the Gaussian, but for a constant; `[N]`."""
-    return (-0.5 * ((u - mean) / logstd.exp()).square() - logstd).sum(-1)
+class Learner:
+    """The networks, what they have seen, and the PPO update."""
+
+    def __init__(self):
+        self.actor = Net(8, 0.1)
+        self.critic = Net(1, 1.0)
+        self.logstd = nn.Parameter(torch.full((8,), -0.5))
+        self.parameters = [*self.actor.parameters(), *self.critic.parameters(), self.logstd]
+        self.lr = 3e-4
+        self.optimizer = torch.optim.Adam(self.parameters, self.lr)
+        self.seen = Normaliser(30)
+
+    def log_prob(self, mean: Tensor, u: Tensor) -> Tensor:
+        """Of u `[N, 8]` under the Gaussian, but for a constant; `[N]`."""
+        z = (u - mean) / self.logstd.exp()
+        return (-0.5 * z.square() - self.logstd).sum(-1)
+
+    @torch.no_grad()
+    def explore(self, x: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+        """Features -> inputs, action with noise, its log-probability, value."""
+        inputs = self.seen(x)
+        mean = self.actor(inputs)
+        u = mean + self.logstd.exp() * torch.randn_like(mean)
+        return inputs, u, self.log_prob(mean, u), self.value(x)
+
+    @torch.no_grad()
+    def value(self, x: np.ndarray) -> np.ndarray:
+        return self.critic(self.seen(x))[:, 0].numpy()
+
+    def advantages(self, rows: list[Rows], after: np.ndarray) -> np.ndarray:
+        """GAE, backwards; after a cut-off the value of the last state stands for the rest."""
+        result = np.zeros((len(rows), len(after)), np.float32)
+        ahead = np.zeros(len(after))
+        for t in reversed(range(len(rows))):
+            row = rows[t]
+            if row.late.any():
+                after = np.where(row.late, self.value(row.following), after)
+            over = row.ends & ~row.late
+            delta = row.reward + GAMMA * after * ~over - row.value
+            ahead = delta + GAMMA * LAMBDA * ahead * ~row.ends
+            result[t] = ahead
+            after = row.value
+        return result
+
+    def update(self, rows: list[Rows], after: np.ndarray) -> None:
+        """Five epochs of PPO on the rollout; `after` is the value of the states behind it."""
+        advantages = torch.from_numpy(self.advantages(rows, after).reshape(-1))
+        self.seen.update(np.concatenate([row.following for row in rows]))
+        inputs = torch.cat([row.inputs for row in rows])
+        u = torch.cat([row.u for row in rows])
+        old = torch.cat([row.logp for row in rows])
+        returns = advantages + torch.from_numpy(np.concatenate([row.value for row in rows]))
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        for _ in range(EPOCHS):
+            kls = []
+            for pick in torch.randperm(len(old)).split(min(MINIBATCH, len(old))):
+                logp = self.log_prob(self.actor(inputs[pick]), u[pick])
+                ratio = (logp - old[pick]).exp()
+                clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
+                gain = torch.min(ratio * advantages[pick], clipped * advantages[pick]).mean()
+                error = self.critic(inputs[pick])[:, 0] - returns[pick]
+                loss = error.square().mean() - gain
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                self.optimizer.step()
+                kls.append((ratio - 1 - ratio.log()).mean().item())
+            self.adapt_rate(np.mean(kls))
+
+    def adapt_rate(self, kl: float) -> None:
+        """The step size follows how far the policy has moved."""
+        if kl > 0.03:
+            self.lr = self.lr / 1.5
+        elif kl < 0.0075:
+            self.lr = self.lr * 1.5
+        self.lr = float(np.clip(self.lr, 1e-5, 1e-3))
+        self.optimizer.param_groups[0]["lr"] = self.lr
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The policy as plain arrays, matrices `[in, out]`."""
+        ant = {
+            "mean": self.seen.mean,
+            "std": np.sqrt(self.seen.var + 1e-8),
+            "logstd": self.logstd.detach().numpy().copy(),
+        }
+        for i in range(3):
+            ant[f"W{i}"] = self.actor[2 * i].weight.detach().numpy().T.copy()
+            ant[f"b{i}"] = self.actor[2 * i].bias.detach().numpy().copy()
+        return ant
 
 
-def train(args: Args) -> dict[str, np.ndarray]:
+def save_weights(path: Path, ant: dict[str, np.ndarray]) -> None:
+    """In one step."""
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    with unfinished.open("wb") as file:
+        np.savez(file, **ant)
+    os.replace(unfinished, path)
+
+
+def train(args: Args) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Returns the weights and the learning curve, a row an evaluation."""
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    floor, seen, scale = Floor(args.ants, rng), Normaliser(30), Normaliser(1)
-    floor.age[:] = rng.integers(EPISODE, size=args.ants)  # so that the episodes don't all end together
-    actor, critic, logstd = Net(8, 0.1), Net(1, 1.0), nn.Parameter(torch.full((8,), -0.5))
-    parameters, lr, gamma, lam = [*actor.parameters(), *critic.parameters(), logstd], 3e-4, 0.985, 0.95
-    optimizer = torch.optim.Adam(parameters, lr)
-    running, total, ended, began = np.zeros(args.ants), np.zeros(args.ants), [], time.time()
-    size, iterations = args.ants * args.rollout, -(-args.steps // (args.ants * args.rollout))
+    floor = Floor(args.ants, rng)
+    floor.age[:] = rng.integers(EPISODE, size=args.ants)  # so that they do not all end together
+    learner = Learner()
+    scale = Normaliser(1)  # of discounted returns
+    running = np.zeros(args.ants)
+    total = np.zeros(args.ants)  # return of the episode so far
+    ended = []  # returns of the episodes since the last evaluation
+    curve = []
+    size = args.ants * args.rollout
+    iterations = -(-args.steps // size)
     bar = tqdm(total=iterations * size, unit="step", disable=None)
+    began = time.time()
     x, k = features(*floor.view())
-    seen.update(x)
+    learner.seen.update(x)
     for iteration in range(1, iterations + 1):
-        rows = []  # of input, u, log-probability, reward, value, features that followed, cut off, over
+        rows = []
         for _ in range(args.rollout):
-            with torch.no_grad():
-                inputs = seen(x)
-                mean, value = actor(inputs), critic(inputs)[:, 0].numpy()
-                u = mean + logstd.exp() * torch.randn_like(mean)
-                logp = log_prob(mean, logstd, u)
+            inputs, u, logp, value = learner.explore(x)
             reward, arrived, fallen = floor.step(torques(u.clamp(-1, 1).numpy(), k))
-            late = (floor.age >= EPISODE) & ~fallen  # cut off, not over: its value counts on
-            following = features(*floor.view())[0]  # with the target it had, before an arrival moves that
-            running, total = gamma * running + reward, total + reward
-            scale.update(running[:, None])
+            late = (floor.age >= EPISODE) & ~fallen
             ends = late | fallen
-            rows.append((inputs, u, logp, reward / np.sqrt(scale.var + 1e-8), value, following, late, ends))
+            following, _ = features(*floor.view())
+            running = GAMMA * running + reward
+            total = total + reward
+            scale.update(running[:, None])
+            scaled = reward / np.sqrt(scale.var + 1e-8)
+            rows.append(Rows(inputs, u, logp, scaled, value, following, late, ends))
             ended += list(total[ends])
-            running, total = running * ~ends, total * ~ends
+            running = running * ~ends
+            total = total * ~ends
             for i in np.flatnonzero(ends):
                 floor.reset(i, rng.random() < 0.5)
             for i in np.flatnonzero(arrived & ~ends):
                 floor.aim(i, rng.uniform(2, 8))
             x, k = features(*floor.view())
-        # Advantages (GAE), backwards; after a cut-off the value of the last state stands for the rest.
-        with torch.no_grad():
-            after = critic(seen(x))[:, 0].numpy()
-        advantages, ahead = np.zeros((args.rollout, args.ants), np.float32), np.zeros(args.ants)
-        for t in reversed(range(args.rollout)):
-            *_, reward, value, following, late, ends = rows[t]
-            if late.any():
-                with torch.no_grad():
-                    after = np.where(late, critic(seen(following))[:, 0].numpy(), after)
-            delta = reward + gamma * after * ~(ends & ~late) - value
-            advantages[t] = ahead = delta + gamma * lam * ahead * ~ends
-            after = value
-        seen.update(np.concatenate([row[5] for row in rows]))
-        inputs, u, old = (torch.cat([row[j] for row in rows]) for j in range(3))
-        advantages = torch.from_numpy(advantages.reshape(-1))
-        returns = advantages + torch.from_numpy(np.concatenate([row[4] for row in rows]))
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        for _ in range(5):
-            kls = []
-            for pick in torch.randperm(size).split(min(1024, size)):
-                logp = log_prob(actor(inputs[pick]), logstd, u[pick])
-                ratio = (logp - old[pick]).exp()
-                gain = torch.min(ratio * advantages[pick], ratio.clamp(0.8, 1.2) * advantages[pick]).mean()
-                loss = (critic(inputs[pick])[:, 0] - returns[pick]).square().mean() - gain
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                kls.append((ratio - 1 - ratio.log()).mean().item())
-            kl = np.mean(kls)  # the step size follows how far the policy has moved
-            lr = float(np.clip(lr / 1.5 if kl > 0.03 else lr * 1.5 if kl < 0.0075 else lr, 1e-5, 1e-3))
-            optimizer.param_groups[0]["lr"] = lr
+        learner.update(rows, learner.value(x))
         bar.update(size)
         if iteration % args.eval_every == 0 or iteration == iterations:
-            ant = weights_of(actor, logstd, seen)
-            report(args, ant, iteration * size, time.time() - began, float(np.mean(ended)) if ended else np.nan)
+            ant = learner.weights()
+            success, speed = evaluate(ant)
+            save_weights(args.out, ant)
+            curve.append({
+                "steps": iteration * size,
+                "seconds": round(time.time() - began, 1),
+                "success": round(success, 3),
+                "closing_speed": round(speed, 3),
+                "return": round(float(np.mean(ended)), 1) if ended else np.nan,
+            })  # fmt: skip
+            tqdm.write("  ".join(f"{key} {value}" for key, value in curve[-1].items()))
             ended = []
     bar.close()
-    return ant
+    return ant, curve
 
 
-def report(args: Args, ant: dict[str, np.ndarray], steps: int, seconds: float, score: float) -> None:
-    """Evaluate, save the weights, and note where training stands."""
-    success, speed = evaluate(ant)
-    unfinished = args.out.with_name(f".unfinished-{args.out.name}")
-    with unfinished.open("wb") as file:
-        np.savez(file, **ant)
-    os.replace(unfinished, args.out)
-    row = {"steps": steps, "seconds": round(seconds, 1), "success": round(success, 3)}
-    row |= {"closing_speed": round(speed, 3), "return": round(score, 1)}
-    tqdm.write("  ".join(f"{key} {value}" for key, value in row.items()))
-    if args.record:
-        append_row(args.record, row)
-
-
-if __name__ == "__main__":
-    args = tyro.cli(Args)
+def main(args: Args) -> None:
+    """Check the arguments, train, and record the curve."""
     if min(args.steps, args.ants, args.rollout, args.eval_every) < 1 or args.seed < 0:
         fail("steps, ants, rollout and eval-every start at 1, the seed at 0")
-    for path in filter(None, (args.out, args.record)):
-        if not path.absolute().parent.is_dir():
-            fail(f"there is no folder {path.absolute().parent}")
+    args.out = new_file(args.out)
+    record = new_file(args.record) if args.record else None
     torch.set_num_threads(1)  # the networks are small, and the simulator has one thread anyway
+    started = time.time()
     try:
-        train(args)
+        _, curve = train(args)
     except KeyboardInterrupt:
         print(f"stopped; {args.out} holds the weights of the last evaluation, if there was one")
         sys.exit(130)
+    if record:
+        sys.path.append(str(ROOT))
+        from results.common.records import write_record
+
+        write_record(record, curve, started, seeds=[args.seed])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

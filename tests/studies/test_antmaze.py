@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from results.common.records import read_record
+from results.common.records import csv_rows, read_record
 from results.common.runs import load_run, script_of
 from results.common.walks import watch
 from results.studies.antmaze import run as study
@@ -105,8 +105,10 @@ def test_a_run_is_diagnosed(trained, tmp_path):
 def test_watched_episodes_are_those_of_the_evaluation(trained):
     run = load_run(trained)
     results, paths = watch(run, 3)
-    evaluations = (trained / "evaluations.csv").read_text().splitlines()[1:]
-    assert len(results) == len(paths) == len(evaluations) == 3
+    evaluations = csv_rows(trained / "evaluations.csv")
+    lengths = [int(row["length"]) for row in evaluations]
+    assert [result["length"] for result in results] == lengths
+    assert len(paths) == 3
     for result, path in zip(results, paths):
         assert len(path) == result["length"] + 1
         assert not np.array_equal(path[0], path[-1])

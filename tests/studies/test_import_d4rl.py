@@ -283,6 +283,35 @@ def test_kitchen_shows_the_positions_of_gymnasium(tmp_path):
     assert flat("d4rl/kitchen/mixed-v0")["obs"].shape[1] == 30
 
 
+READ = {  # file name, script, task
+    "hopper": ("hopper_medium_replay-v2", "mujoco", "hopper-medium-replay-d4rl"),
+    "antmaze": (ANTS["medium-play-v0"][0], "antmaze", "antmaze-medium-play-d4rl"),
+    "pen": ("pen-cloned-v1", "adroit", "pen-cloned"),
+    "kitchen": (
+        "kitchen_microwave_kettle_light_slider-v0",
+        "adroit",
+        "kitchen-partial-d4rl",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", READ)
+def test_a_script_reads_it_under_the_task_that_is_told(tmp_path, capsys, request, family):
+    name, fixture, env_id = READ[family]
+    more = ant_columns((20, 20)) if family == "antmaze" else {"timeouts": (30,)}
+    made_file(tmp_path / f"{name}.hdf5", family, 50, **more)
+    run_import(tmp_path / f"{name}.hdf5")
+    flags = capsys.readouterr().out.splitlines()[-1].removeprefix("use: ").split()
+    assert flags[:2] == ["--env-id", env_id]
+    script = request.getfixturevalue(fixture)
+    data, info = script.load_dataset(script.parse_args([*flags, "--device", "cpu"]), "cpu")
+    assert info["reference_from"] == "metadata"
+    env = script.make_env(script.TASKS[env_id])
+    seen = script.flatten_obs(env.reset(seed=0)[0])
+    assert seen.shape == data.obs.shape[1:]
+    env.close()
+
+
 def write_foreign(path):
     with h5py.File(path, "w") as file:
         file["x"] = [1.0]

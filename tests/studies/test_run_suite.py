@@ -19,9 +19,11 @@ from results.common.records import csv_rows
 from results.common.runs import script_of
 
 pytestmark = pytest.mark.study
-TINY = "--no-compile --num-critics 2 --hidden-dim 8 --batch-size 8 --eval-episodes 1 --log-every 50"
+TINY = (
+    "--no-compile --num-critics 2 --hidden-dim 8 --batch-size 8 --log-every 50"
+    " --eval-episodes 1 --num-candidates 1"
+)
 TASK = "pointmaze-umaze-embedded"
-CLOCKS = ("charts/sps", "charts/seconds")
 
 
 def write_suite(folder: Path, updates: int, *arms: str) -> Path:
@@ -44,7 +46,7 @@ def start(folder: Path, suite: Path | str, *flags: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=400)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == code, output
     return output
 
@@ -64,7 +66,7 @@ def workers(folder: Path) -> dict[str, int]:
     return found
 
 
-def wait_for(what, seconds: float = 200):
+def wait_for(what, seconds: float = 600):
     """What comes out as soon as it is true."""
     end = time.time() + seconds
     while not (found := what()):
@@ -77,7 +79,7 @@ def trained(folder: Path) -> list[dict]:
     """A run's metrics without its clocks."""
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+    return [{k: v for k, v in row.items() if k != "charts/sps"} for row in rows]
 
 
 def uninterrupted(folder: Path, updates: int) -> list[dict]:
@@ -90,7 +92,7 @@ def uninterrupted(folder: Path, updates: int) -> list[dict]:
 
 
 def test_a_stopped_suite_goes_on_and_is_recorded(tmp_path):
-    suite = write_suite(tmp_path, 800, 'edq = ""')
+    suite = write_suite(tmp_path, 400, 'edq = ""')
     run = tmp_path / "runs" / "tiny" / f"{TASK}__edq__0"
     records = tmp_path / "records"
     process = start(tmp_path, suite)
@@ -101,18 +103,18 @@ def test_a_stopped_suite_goes_on_and_is_recorded(tmp_path):
     finish(start(tmp_path, suite, "--so-far"))
     (row,) = csv_rows(records / "tiny.csv")
     assert row["finished"] == "False"
-    assert 200 <= int(row["updates"]) < 800
+    assert 100 <= int(row["updates"]) < 400
 
     finish(start(tmp_path, suite))
     rows = csv_rows(records / "tiny.csv")
     assert [row["arm"] for row in rows] == ["edq", "edq, K = 2"]
-    assert {(row["finished"], row["updates"]) for row in rows} == {("True", "800")}
+    assert {(row["finished"], row["updates"]) for row in rows} == {("True", "400")}
     curve = csv_rows(records / "tiny-curves.csv")
-    assert [row["step"] for row in curve] == ["200", "400", "600", "800"]
+    assert [row["step"] for row in curve] == ["100", "200", "300", "400"]
     scores = [float(row["score"]) for row in csv_rows(run / "evaluations.csv")]
     assert [float(row["score"]) for row in curve] == pytest.approx(scores)
     assert float(rows[0]["last"]) == pytest.approx(scores[-1])
-    assert trained(run) == uninterrupted(tmp_path, 800)
+    assert trained(run) == uninterrupted(tmp_path, 400)
     before = (records / "tiny.csv").read_bytes()
     assert "1 of them recorded already" in finish(start(tmp_path, suite))
     assert (records / "tiny.csv").read_bytes() == before
@@ -151,7 +153,7 @@ def test_a_ray_worker_killed_midway_costs_what_came_after_the_checkpoint(tmp_pat
     another."""
     from ray.cluster_utils import Cluster
 
-    suite = write_suite(tmp_path, 1600, 'edq = ""')
+    suite = write_suite(tmp_path, 600, 'edq = ""')
     run = tmp_path / "runs" / "tiny" / f"{TASK}__edq__0"
     head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -166,4 +168,4 @@ def test_a_ray_worker_killed_midway_costs_what_came_after_the_checkpoint(tmp_pat
     finally:
         cluster.shutdown()
     assert len(csv_rows(tmp_path / "records" / "tiny.csv")) == 2
-    assert trained(run) == uninterrupted(tmp_path, 1600)
+    assert trained(run) == uninterrupted(tmp_path, 600)

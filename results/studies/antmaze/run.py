@@ -1,6 +1,6 @@
 """Look inside trained agents: does Q tell how far the goal is, and which action is better?
 
-    python results/studies/antmaze/run.py runs/<run folder> ... --out results/records/antmaze/inside.csv
+    python results/studies/antmaze/run.py runs/<run folder> ... --out inside.csv
     python results/studies/antmaze/run.py runs/<run folder> ... --walk 20 --actor runs/<another>
 
 A row for each run and number of steps that the data still take to an `end` (in a maze: to the
@@ -79,7 +79,7 @@ class Args:
 
 
 # === What the data say ========================================================================
-def to_the_end(data, gamma: float) -> tuple[Tensor, Tensor]:
+def to_the_end(data, gamma: float):
     """Steps to an `end` from each transition on, and their discounted return; `[N]`, NaN if
     none."""
     reward, end = data.reward.tolist(), data.end.tolist()
@@ -102,9 +102,13 @@ def to_the_end(data, gamma: float) -> tuple[Tensor, Tensor]:
 # === What the critics say =====================================================================
 def q_of(agent, obs: Tensor, action: Tensor) -> Tensor:
     """Q of the target networks; obs and action `[..., S]`, `[..., A]` -> `[M, ...]`."""
-    pairs = zip(obs.flatten(0, -2).split(CHUNK), action.flatten(0, -2).split(CHUNK))
-    q = torch.cat([agent.target_q(*pair) for pair in pairs], 1)
-    return q.unflatten(1, obs.shape[:-1])
+    shape = obs.shape[:-1]
+    obs = obs.flatten(0, -2)
+    action = action.flatten(0, -2)
+    parts = []
+    for pair in zip(obs.split(CHUNK), action.split(CHUNK)):
+        parts.append(agent.target_q(*pair))
+    return torch.cat(parts, 1).unflatten(1, shape)
 
 
 def tf32(x: Tensor) -> Tensor:
@@ -115,8 +119,12 @@ def tf32(x: Tensor) -> Tensor:
 
 def hidden_layers(q_net) -> list:
     """The layers whose matmuls are in bf16 in that precision."""
-    layers = [layer for layer in q_net.layers if hasattr(layer, "weight")]
-    return [layer for layer in layers if layer.weight.shape[1] == layer.weight.shape[2]]
+    found = []
+    for layer in q_net.layers:
+        weight = getattr(layer, "weight", None)  # [M, in, out]; activations have none
+        if weight is not None and weight.shape[1] == weight.shape[2]:
+            found.append(layer)
+    return found
 
 
 def q_in(precision: str, agent, obs: Tensor, action: Tensor) -> Tensor:
@@ -147,23 +155,32 @@ def ant_steps(edq, env_id: str, obs: Tensor, actions: Tensor) -> Tensor:
     env.reset(seed=0)
     ant = env.unwrapped.ant_env
     found = []
-    for o, tried in zip(obs.double().cpu().numpy(), actions.double().cpu().numpy()):
-        body, position, goal = o[:27], o[27:29], o[29:]
-        for action in tried:
-            ant.set_state(np.concatenate([position, body[:13]]), body[13:])
+    states = obs.double().cpu().numpy()
+    tried = actions.double().cpu().numpy()
+    for state, of_state in zip(states, tried):
+        pose = state[:13]
+        velocity = state[13:27]
+        position = state[27:29]
+        goal = state[29:]
+        before = np.concatenate([position, pose])
+        for action in of_state:
+            ant.set_state(before, velocity)
             ant.do_simulation(action, ant.frame_skip)
-            qpos, qvel = ant.data.qpos, ant.data.qvel
+            qpos = ant.data.qpos
+            qvel = ant.data.qvel
             found.append(np.concatenate([qpos[2:], qvel, qpos[:2], goal]))
     env.close()
-    after = torch.tensor(np.array(found), dtype=torch.float32, device=obs.device)
-    return after.unflatten(0, actions.shape[:2])
+    after = torch.from_numpy(np.array(found)).float()
+    return after.to(obs.device).unflatten(0, actions.shape[:2])
 
 
-def candidates(run: Run, seen: Tensor, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+def candidates(run: Run, seen: Tensor, count: int, g: torch.Generator):
     """Observations repeated, and actions of the policy: `[..., count, S]`, `[..., count, A]`."""
-    several = seen.unsqueeze(-2).expand(*seen.shape[:-1], count, -1)
-    agent, clip = run.agent, run.args.action_clip
-    return several, run.script.sample_actions(agent.actor, agent.sde, several, clip, g)
+    agent = run.agent
+    clip = run.args.action_clip
+    several = torch.stack([seen] * count, -2)
+    actions = run.script.sample_actions(agent.actor, agent.sde, several, clip, g)
+    return several, actions
 
 
 def pessimistic(run: Run, q: Tensor) -> Tensor:
@@ -177,14 +194,15 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.corrcoef(torch.stack([x, y]))[0, 1]
 
 
-def rounding(run: Run, several: Tensor, actions: Tensor, value: Tensor) -> dict[str, Tensor]:
+def rounding(run: Run, several: Tensor, actions: Tensor, value: Tensor):
     """What tf32 and bf16 do to the LCB `[N, K]` of the candidates."""
     row = {}
     for precision in ("tf32", "bf16"):
         other = pessimistic(run, q_in(precision, run.agent, several, actions))
         error = other - value
         error = error - error.mean(1, keepdim=True)  # what moves all candidates changes no choice
-        moved = 0.5 * (other.softmax(1) - value.softmax(1)).abs().sum(1)
+        shift = other.softmax(1) - value.softmax(1)
+        moved = 0.5 * shift.abs().sum(1)
         changed = other.argmax(1) != value.argmax(1)
         row[f"lcb_error_{precision}"] = error.square().mean().sqrt()
         row[f"best_changed_{precision}"] = changed.float().mean()
@@ -197,7 +215,8 @@ def what_follows(run: Run, obs: Tensor, actions: Tensor, q: Tensor, g: torch.Gen
     agent = run.agent
     after = ant_steps(run.script, run.args.env_id, obs, actions)
     after = (after - agent.obs_mean) / agent.obs_std
-    follow = q_of(agent, *candidates(run, after, 20, g)).mean((0, 3))  # [N, K]
+    several, follow_up = candidates(run, after, 20, g)  # [N, K, 20, ...]
+    follow = q_of(agent, several, follow_up).mean((0, 3))  # [N, K]
     in_states = [correlation(*pair) for pair in zip(q, follow)]
     return {
         "next_q_spread": follow.std(1).mean(),
@@ -206,12 +225,11 @@ def what_follows(run: Run, obs: Tensor, actions: Tensor, q: Tensor, g: torch.Gen
 
 
 @torch.no_grad()
-def look(
-    run: Run, batch: tuple[Tensor, Tensor, Tensor], steps_from: int, g: torch.Generator
-) -> dict:
+def look(run: Run, batch, steps_from: int, g: torch.Generator) -> dict:
     """Figures of some transitions: obs `[N, S]`, action `[N, A]`, returns `[N]`."""
     obs, action, returns = batch
-    agent, args = run.agent, run.args
+    agent = run.agent
+    args = run.args
     seen = (obs - agent.obs_mean) / agent.obs_std
     K = args.num_candidates if args.num_candidates > 1 else 50
     several, actions = candidates(run, seen, K, g)  # [N, K, S], [N, K, A]
@@ -242,42 +260,46 @@ def look(
             "q_and_return": correlation(of_data.mean(0).double(), returns),
         }
         if args.env_id.startswith("antmaze"):
-            n, few = min(steps_from, len(obs)), min(20, K)
-            row |= what_follows(run, obs[:n], actions[:n, :few], q.mean(0)[:n, :few], g)
+            n = min(steps_from, len(obs))
+            few = min(20, K)
+            mean_q = q.mean(0)[:n, :few]
+            row |= what_follows(run, obs[:n], actions[:n, :few], mean_q, g)
     return {k: float(v) for k, v in row.items()}
 
 
 # === How ants move ============================================================================
-def movement(path: np.ndarray, walls: np.ndarray) -> dict[str, float]:
+def movement(path: np.ndarray, walls: np.ndarray):
     """Of an ant's states `[steps + 1, 31]`: speed, share on its back, and how far it got, in
     cells."""
     import make_antmaze
 
     xy = path[:, 27:29]
-    x, y = path[:, 2], path[:, 3]  # of the torso's quaternion
-    goal = tuple(make_antmaze.cells_at(path[0, 29:], walls).tolist())
-    way = make_antmaze.way_to(goal, walls)
+    goal = make_antmaze.cells_at(path[0, 29:], walls)
+    cells = make_antmaze.cells_at(xy, walls)
+    way = make_antmaze.way_to(tuple(goal.tolist()), walls)
     left = []
-    for cell in map(tuple, make_antmaze.cells_at(xy, walls).tolist()):
+    for cell in map(tuple, cells.tolist()):
         count = 0
         while cell in way and way[cell] != cell:
             cell = way[cell]
             count += 1
         left.append(count)
-    speed = np.linalg.norm(np.diff(xy, axis=0), axis=1).mean() / STEP_SECONDS
+    steps = np.diff(xy, axis=0)
+    metres = np.linalg.norm(steps, axis=1)
+    tilt = np.square(path[:, 2:4]).sum(1)  # x and y of the torso's quaternion
     return {
-        "metres_per_second": speed,
-        "upside_down": (2 * (x * x + y * y) > 1).mean(),
+        "metres_per_second": metres.mean() / STEP_SECONDS,
+        "upside_down": (tilt > 0.5).mean(),
         "cells_nearer": left[0] - min(left),
         "cells_to_goal": left[0],
     }
 
 
-def walk(run: Run, episodes: int, **changes: object) -> dict[str, float]:
+def walk(run: Run, episodes: int, **changes: object):
     """How the ants of an evaluation move: means and standard errors."""
     results, paths = watch(run, episodes, **changes)
     maze = run.script.TASKS[run.args.env_id].env_kwargs["maze_map"]
-    walls = np.array([[cell == 1 for cell in line] for line in maze])
+    walls = np.array(maze) == "1"
     rows = [movement(path, walls) for path in paths]
     found = {"success": run.script.means(results)["score"]}
     for name in rows[0]:
@@ -313,28 +335,36 @@ def about_run(run: Run) -> dict:
     }
 
 
-def walk_rows(run: Run, args: Args) -> list[dict]:
+def walk_rows(run: Run, args: Args):
     """The run as it acts, and its critics with candidates of --actor."""
     if not run.args.env_id.startswith("antmaze"):
         fail(f"{run.folder} is no run of AntMaze, and --walk knows only its ant")
-    own = {"actor": run.folder.name, "choose": run.args.action_selection, "episodes": args.walk}
+    own = {
+        "actor": run.folder.name,
+        "choose": run.args.action_selection,
+        "episodes": args.walk,
+    }
     rows = [about_run(run) | own | walk(run, args.walk)]
     if args.actor and run.agent.q:
         run = propose(load_run(args.actor, precision="fp32"), run)
         for name, changes in CHOICES.items():
-            how = {"actor": args.actor.name, "choose": name, "episodes": args.walk}
-            rows.append(about_run(run) | how | walk(run, args.walk, **changes))
+            how = own | {"actor": args.actor.name, "choose": name}
+            figures = walk(run, args.walk, **changes)
+            rows.append(about_run(run) | how | figures)
     return rows
 
 
-def state_rows(run: Run, args: Args, device: str) -> tuple[list[dict], dict]:
+def state_rows(run: Run, args: Args, device: str):
     """A row for each number of steps left, and what the data are."""
     data, info = load_data(run, device)
-    steps, returns = (x.to(device) for x in to_the_end(data, run.args.gamma))
+    steps, returns = to_the_end(data, run.args.gamma)
+    steps = steps.to(device)
+    returns = returns.to(device)
     rows = []
     for name, (above, up_to) in BINS.items():
         g = torch.Generator(device).manual_seed(0)  # the same states for every run
-        found = torch.where((steps > above) & (steps <= up_to))[0]
+        inside = (steps > above) & (steps <= up_to)
+        found = inside.nonzero()[:, 0]
         if len(found) < 2:
             continue
         order = torch.randperm(len(found), generator=g, device=device)
@@ -345,7 +375,7 @@ def state_rows(run: Run, args: Args, device: str) -> tuple[list[dict], dict]:
     return rows, {"id": info["id"], "hash": info["hash"]}
 
 
-def main(args: Args) -> None:
+def main(args: Args):
     started = time.time()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, about = [], {}

@@ -19,9 +19,9 @@ SUITE = "antmaze-gpu"
 PATHS = [f"antmaze-large-diverse-{arm}-0" for arm in ("edq", "diffusion-ql", "diffusion-bc")]
 
 
-def curves(records: Path) -> dict[tuple[str, str], list[dict]]:
+def curves(records: Path):
     """Evaluations of each run, by arm and seed."""
-    found: dict[tuple[str, str], list[dict]] = {}
+    found = {}
     for row in csv_rows(records / "benchmark" / f"{SUITE}-curves.csv"):
         found.setdefault((row["arm"], row["seed"]), []).append(row)
     return dict(sorted(found.items(), key=lambda item: [*ARMS].index(item[0][0])))
@@ -32,7 +32,7 @@ def run_of(records: Path, arm: str, seed: str) -> dict:
     return row
 
 
-def has_critics(curve: list[dict]) -> bool:
+def has_critics(curve) -> bool:
     return float(curve[-1]["q_max_abs"]) > 0
 
 
@@ -59,7 +59,7 @@ def reached(records: Path) -> str:
     return markdown([*head, "updates a second", "minutes", "hardware"], rows)
 
 
-def critics_say(row: dict) -> list[str]:
+def critics_say(row: dict):
     """What the critics of a run say of some states; dashes if it has none."""
     if not row["q_data"]:
         return ["-"] * 7
@@ -158,7 +158,7 @@ def tables(records: Path) -> dict[str, str]:
     }
 
 
-def draw_curves(records: Path, path: Path) -> None:
+def draw_curves(records: Path, path: Path):
     """Success, mean Q and diffusion loss against updates."""
     figure = Figure(figsize=(10, 3), layout="constrained")
     success, q, loss = figure.subplots(1, 3)
@@ -185,6 +185,6 @@ def draw_curves(records: Path, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def figures(records: Path, out: Path) -> None:
+def figures(records: Path, out: Path):
     draw_curves(records, out / "antmaze-gpu.png")
     draw_mazes(records / "antmaze", PATHS, out / "antmaze-gpu-paths.png")

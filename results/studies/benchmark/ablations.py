@@ -24,12 +24,12 @@ SUITES = {  # suite: title in the picture
 }
 
 
-def recorded(records: Path) -> list[str]:
+def recorded(records: Path):
     """The suites that were run."""
     return [suite for suite in SUITES if (records / "benchmark" / f"{suite}.csv").exists()]
 
 
-def arms_in_order(suite: str) -> list[str]:
+def arms_in_order(suite: str):
     """Arms as the suite's file names them, each followed by its other ways of acting."""
     path = ROOT / "results" / "suites" / f"{suite}.toml"
     names = []
@@ -40,13 +40,13 @@ def arms_in_order(suite: str) -> list[str]:
     return names
 
 
-def arms(records: Path, suite: str) -> dict[str, list[dict]]:
+def arms(records: Path, suite: str):
     """Rows of each arm, as the seeds go; `edq` first, then as the suite's file has them."""
     rows = csv_rows(records / "benchmark" / f"{suite}.csv")
     if suite == "ablation-door":  # its `edq` and the other presets are among the benchmark's runs
         others = csv_rows(records / "benchmark" / "stand-ins.csv")
         rows += [row for row in others if row["task"] == "door-human"]
-    found: dict[str, list[dict]] = {}
+    found = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         found.setdefault(row["arm"], []).append(row)
     known = [arm for arm in arms_in_order(suite) if arm in found]
@@ -54,7 +54,7 @@ def arms(records: Path, suite: str) -> dict[str, list[dict]]:
     return {name: found[name] for name in names}
 
 
-def difference(rows: list[dict], base: list[dict]) -> str:
+def difference(rows, base) -> str:
     """Mean over the seeds that both have of the difference, and half the width of its interval."""
     of_base = {row["seed"]: float(row["last"]) for row in base}
     shared = [row for row in rows if row["seed"] in of_base]
@@ -82,7 +82,7 @@ def tables(records: Path) -> dict[str, str]:
     return {suite: table(records, suite) for suite in recorded(records)}
 
 
-def panel(axes: Axes, all_arms: dict[str, list[dict]]) -> None:
+def panel(axes: Axes, all_arms):
     """A line an arm, a dot a seed, a bar their mean."""
     dots = dict(color="#0b6e99", alpha=0.55, markersize=5, markeredgewidth=0)
     for i, of_arm in enumerate(all_arms.values()):
@@ -97,7 +97,7 @@ def panel(axes: Axes, all_arms: dict[str, list[dict]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def figures(records: Path, out: Path) -> None:
+def figures(records: Path, out: Path):
     """ablations.png, a panel a suite."""
     suites = recorded(records)
     figure = Figure((11, 6), layout="constrained")

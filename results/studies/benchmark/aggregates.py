@@ -40,7 +40,7 @@ def profile(scores: np.ndarray) -> np.ndarray:
     return (scores.reshape(-1, 1) > TAUS).mean(0)
 
 
-def bootstrapped(scores: dict, function: Callable) -> dict[str, tuple]:
+def bootstrapped(scores: dict, function: Callable):
     """(point, low, high) of a function of each entry."""
     before = np.random.get_state()
     np.random.seed(0)  # rliable 1.2.0 draws from numpy's global generator
@@ -50,7 +50,7 @@ def bootstrapped(scores: dict, function: Callable) -> dict[str, tuple]:
 
 
 @functools.cache
-def of_scores(key: tuple) -> dict[str, dict]:
+def of_scores(key: tuple):
     """The estimates for scores `[seed, task]` of each arm."""
     scores = {arm: np.array(rows) for arm, rows in key}
     pairs = {f"{x},{y}": (scores[x], scores[y]) for x in ARMS for y in ARMS if x != y}
@@ -61,7 +61,7 @@ def of_scores(key: tuple) -> dict[str, dict]:
     }
 
 
-def estimates(records: Path) -> dict[str, dict]:
+def estimates(records: Path):
     """Of each arm mean and interquartile mean, profile, and P(it beats another)."""
     tasks = runs(records).values()
     scores = {arm: np.stack([column(task[arm], "last") for task in tasks], 1) for arm in ARMS}

@@ -14,13 +14,11 @@ HOPPER = "hopper-medium-expert"
 RARE = "edq/pointmaze/rare-v0"
 
 
-def benchmark(records: Path, name: str) -> list[dict]:
+def benchmark(records: Path, name: str):
     return read_record(records / "benchmark" / f"{name}.csv")[1]
 
 
-def line(
-    label: str, runs: list[dict], random: dict[str, str], data: str = "", digits: int = 1
-) -> list[str]:
+def line(label: str, runs, random, data: str = "", digits: int = 1):
     """A row of the table, of runs with one budget."""
     first = runs[0]
     for name in ("task", "critics", "updates", "data"):
@@ -62,7 +60,7 @@ def tables(records: Path) -> dict[str, str]:
     return {"first-runs": markdown(head, rows)}
 
 
-def figures(records: Path, out: Path) -> None:
+def figures(records: Path, out: Path):
     """embedded.png: success rate over updates, a line a seed, the mean in bold."""
     runs, curves = benchmark(records, "embedded"), benchmark(records, "embedded-curves")
     figure = Figure(figsize=(6.4, 3.4), dpi=150)

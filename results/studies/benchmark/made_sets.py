@@ -27,7 +27,7 @@ HOPPER = {  # of each recorded set: what D4RL's own is
 MAZES = ("umaze", "medium", "large")
 
 
-def by_seed(runs: list[dict], preset: str, name: str = "last", digits: int = 0) -> str:
+def by_seed(runs, preset: str, name: str = "last", digits: int = 0) -> str:
     """One column of the runs with a preset, in the order of their seeds."""
     chosen = sorted(pick(runs, preset=preset), key=lambda run: run["seed"])
     return ", ".join(f"{value:.{digits}f}" for value in column(chosen, name))
@@ -72,6 +72,19 @@ def antmaze(records: Path) -> str:
     return markdown([*head, "free cells visited", "1 m squares"], rows)
 
 
+def antmaze_forms(records: Path) -> str:
+    """What is rewarded in each form of one recording, beside what is reported of D4RL's own."""
+    rows = []
+    for name in ("umaze", "medium-play"):
+        _, sets = read_record(records / "datasets" / f"antmaze-{name}.csv")
+        for made in sets:
+            shares = [percent(made[x]) for x in ("reward_share", "success")]
+            rows.append([name, made["form"], f"{made['transitions']:,.0f}", *shares])
+    rows.append(["D4RL's medium-play", "its own", "1,000,000", "1 % at most", "about 11 %"])
+    head = ["set", "form", "transitions", "steps with reward 1", "episodes that see the goal"]
+    return markdown(head, rows)
+
+
 def hopper(records: Path) -> str:
     """The sets of record_policy.py."""
     _, sets = read_record(records / "datasets" / "hopper-sets.csv")
@@ -88,5 +101,6 @@ def tables(records: Path) -> dict[str, str]:
     return {
         "pointmaze-sets": pointmaze(records),
         "antmaze-sets": antmaze(records),
+        "antmaze-forms": antmaze_forms(records),
         "collect": hopper(records),
     }

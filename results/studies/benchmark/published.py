@@ -28,7 +28,7 @@ def short_source(source: str) -> str:
 
 def tables(records: Path) -> dict[str, str]:
     """A row a group of tasks and method, reruns by other papers left out."""
-    found: dict[tuple, dict[str, list[str]]] = {}
+    found = {}
     for row in csv_rows(records / "benchmark" / "published.csv"):
         group = row["group"], row["version"]
         if group not in GROUPS or "rerun" in row["method"]:

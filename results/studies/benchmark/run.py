@@ -16,7 +16,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from results.common.pictures import write_paths
 from results.common.records import RECORDS, write_record
-from results.common.runs import fail, load_run, script_of
+from results.common.runs import fail, script_of
 from results.studies.benchmark.made_sets import POINTMAZE
 
 CHANCE = (  # script, task, episodes
@@ -37,7 +37,7 @@ class Args:
     """run folders, for paths"""
 
 
-def random_episode(env, seed: int) -> list[float]:
+def random_episode(env, seed: int):
     """Rewards of an episode of uniform actions."""
     env.reset(seed=seed)
     env.action_space.seed(seed)
@@ -50,7 +50,7 @@ def random_episode(env, seed: int) -> list[float]:
     return rewards
 
 
-def write_chance() -> None:
+def write_chance():
     """What uniform actions score."""
     import numpy as np
 
@@ -71,7 +71,7 @@ def write_chance() -> None:
     write_record(RECORDS / "benchmark" / "chance.csv", rows, started)
 
 
-def write_sets() -> None:
+def write_sets():
     """The PointMaze sets: their size, and the share of episodes that see the goal in time."""
     import gymnasium as gym
 
@@ -97,7 +97,7 @@ def write_sets() -> None:
     write_record(RECORDS / "datasets" / "pointmaze-sets.csv", rows, started)
 
 
-def main(args: Args) -> None:
+def main(args: Args):
     if args.what == "chance":
         write_chance()
     if args.what == "sets":
@@ -107,7 +107,7 @@ def main(args: Args) -> None:
             fail("which runs?")
         for folder in args.runs:
             study = "antmaze" if "antmaze" in folder.name else "benchmark"
-            write_paths(study, load_run(folder))
+            write_paths(study, folder)
 
 
 if __name__ == "__main__":

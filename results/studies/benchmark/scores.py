@@ -34,7 +34,7 @@ SEEDS = 3
 Runs = dict[tuple[str, str], dict[str, list[dict]]]  # (suite, task) -> arm -> rows by seed
 
 
-def tasks_of(suite: str) -> list[str]:
+def tasks_of(suite: str):
     """Tasks of a suite, in the order of its file."""
     path = ROOT / "results" / "suites" / f"{suite}.toml"
     groups = tomllib.loads(path.read_text())["runs"]
@@ -43,7 +43,7 @@ def tasks_of(suite: str) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda task: order.get(task, 3))
 
 
-def check_equal(task: str, rows: list[dict]) -> None:
+def check_equal(task: str, rows):
     """One set of data and one budget."""
     settings = {(row["hash"], row["updates"], row["episodes"]) for row in rows}
     if len(settings) > 1:
@@ -73,7 +73,7 @@ def label(suite: str, task: str) -> str:
     return task + SUITES[suite]
 
 
-def curve(records: Path, task: str, arm: str, name: str = "score") -> tuple[np.ndarray, np.ndarray]:
+def curve(records: Path, task: str, arm: str, name: str = "score"):
     """Updates `[E]` and scores (or another column) `[seed, E]` of every evaluation in a maze."""
     rows = csv_rows(records / "benchmark" / "pointmaze-curves.csv")
     rows = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]

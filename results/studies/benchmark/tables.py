@@ -49,9 +49,9 @@ def aggregates(records: Path) -> str:
     return markdown(["", *ARMS.values()], rows)
 
 
-def evaluations_of(records: Path) -> dict[tuple[str, str], int]:
+def evaluations_of(records: Path):
     """How often each task was evaluated in a run."""
-    steps: dict[tuple[str, str], set] = {}
+    steps = {}
     for suite in SUITES:
         for row in csv_rows(records / "benchmark" / f"{suite}-curves.csv"):
             steps.setdefault((suite, row["task"]), set()).add(row["step"])
@@ -119,11 +119,11 @@ def tables(records: Path) -> dict[str, str]:
 
 
 # === Pictures =================================================================================
-def plain(axes: Axes) -> None:
+def plain(axes: Axes):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_aggregates(axes: Axes, found: dict) -> None:
+def draw_aggregates(axes: Axes, found: dict):
     """A bar an interval; a diamond the mean, a circle the interquartile mean."""
     for i, arm in enumerate([*ARMS][::-1]):
         point, low, high = found["aggregate"][arm]
@@ -135,7 +135,7 @@ def draw_aggregates(axes: Axes, found: dict) -> None:
     axes.set_xlabel("score; ● interquartile mean, ◆ mean")
 
 
-def draw_profile(axes: Axes, found: dict) -> None:
+def draw_profile(axes: Axes, found: dict):
     for arm in [*ARMS][::-1]:
         point, low, high = found["profile"][arm]
         style = dict(step="post", color=COLOURS[arm], alpha=0.12, linewidth=0)
@@ -146,7 +146,7 @@ def draw_profile(axes: Axes, found: dict) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def draw_improvement(axes: Axes, found: dict) -> None:
+def draw_improvement(axes: Axes, found: dict):
     """How likely a run of EDQ beats one of another method on the same task."""
     others = [arm for arm in ARMS if arm != "edq"][::-1]
     for i, arm in enumerate(others):
@@ -159,7 +159,7 @@ def draw_improvement(axes: Axes, found: dict) -> None:
     axes.set_title("EDQ against", fontsize=10)
 
 
-def draw_benchmark(records: Path, path: Path) -> None:
+def draw_benchmark(records: Path, path: Path):
     found = estimates(records)
     figure = Figure((11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1))
@@ -172,7 +172,7 @@ def draw_benchmark(records: Path, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_curves(axes: Axes, records: Path, task: str, column: str, arms: list[str]) -> None:
+def draw_curves(axes: Axes, records: Path, task: str, column: str, arms):
     """Mean and range of the seeds against updates."""
     for arm in arms[::-1]:
         steps, values = curve(records, task, arm, column)
@@ -183,7 +183,7 @@ def draw_curves(axes: Axes, records: Path, task: str, column: str, arms: list[st
     plain(axes)
 
 
-def draw_stability(records: Path, path: Path) -> None:
+def draw_stability(records: Path, path: Path):
     """The wander mazes: success, and mean Q on the medium one."""
     found = {task: arms for (suite, task), arms in runs(records).items() if suite == "pointmaze"}
     figure = Figure((13, 3.3), layout="constrained")
@@ -203,7 +203,7 @@ def draw_stability(records: Path, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def figures(records: Path, out: Path) -> None:
+def figures(records: Path, out: Path):
     """Benchmark, stability, ablations, the embedded task's curves, and paths in mazes."""
     draw_benchmark(records, out / "benchmark.png")
     draw_stability(records, out / "stability.png")

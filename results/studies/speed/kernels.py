@@ -23,7 +23,7 @@ TIMED, TRACED = 100, 5  # updates
 LONGEST = 32  # kernels that are recorded
 
 
-def main(flags: list[str]) -> None:
+def main(flags):
     edq = script_of("edq_antmaze")
     started = time.time()
     args = edq.parse_args(flags)

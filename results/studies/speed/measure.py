@@ -70,7 +70,7 @@ def products_alone(seen: Counter, device: str) -> Callable[[], None]:
         a, b = random_like(*left, device), random_like(*right, device)
         calls += [(getattr(torch, kind), a, b)] * times
 
-    def run() -> None:
+    def run():
         for product, a, b in calls:
             product(a, b)
 
@@ -102,18 +102,18 @@ def peak_memory(device: str, reset: bool = False) -> float:
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
 
 
-def wait_for_turn() -> list[str]:
+def wait_for_turn():
     """Tell the parent that all is compiled and warm, and wait; returns the words it sends."""
     print("READY", flush=True)
     return sys.stdin.readline().split()
 
 
-def synchronise(device: str) -> None:
+def synchronise(device: str):
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def alternate(sides: dict[str, Callable], args, device: str) -> dict[str, list[float]]:
+def alternate(sides, args, device: str):
     """Milliseconds a call of each side, in `rounds` turns of about `seconds` each, in
     alternation."""
 
@@ -137,14 +137,14 @@ def alternate(sides: dict[str, Callable], args, device: str) -> dict[str, list[f
     return times
 
 
-def spread(name: str, values: list[float]) -> dict[str, float]:
+def spread(name: str, values):
     """Median and range as three columns."""
     low, high = min(values), max(values)
     return {name: statistics.median(values), f"{name}_min": low, f"{name}_max": high}
 
 
 # === What is measured =========================================================================
-def set_precision(precision: str) -> None:
+def set_precision(precision: str):
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
@@ -231,7 +231,7 @@ def their_loop(args, setting: dict) -> Callable[[], None]:
     env = gym.make("Hopper-v5")
     obs, _ = env.reset(seed=0)
 
-    def step() -> None:
+    def step():
         nonlocal obs
         obs, _, terminated, truncated, _ = env.step(act(obs))
         if terminated or truncated:
@@ -264,7 +264,7 @@ def time_acting(args, setting: dict, device: str) -> dict:
         u = torch.rand(n, generator=g, device=device)
         return edq.act(agent, obs.to(device), noise, u, task).numpy(force=True)
 
-    def simulate(actions) -> None:
+    def simulate(actions):
         nonlocal obs
         obs = torch.from_numpy(envs.step(actions)[0])
 
@@ -293,7 +293,7 @@ def time_acting(args, setting: dict, device: str) -> dict:
     return row
 
 
-def time_together(args, setting: dict, device: str) -> None:
+def time_together(args, setting: dict, device: str):
     """One of several processes: updates a second, as often as the parent says so."""
     step = Prepared(args, setting, device).step
     while threads := wait_for_turn():

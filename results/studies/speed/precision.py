@@ -31,7 +31,7 @@ class Args:
     out: Path = RECORDS / "speed" / "precision.csv"
 
 
-def set_bf16(q_net, on: bool) -> None:
+def set_bf16(q_net, on: bool):
     """The two large matmuls of an ensemble in bf16, or not."""
     for layer in q_net.layers:
         weight = getattr(layer, "weight", None)
@@ -48,7 +48,7 @@ def q_in(run: Run, precision: str, obs: Tensor, action: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def errors(folder: Path, states: int) -> list[dict]:
+def errors(folder: Path, states: int):
     """One row for each precision; the reference is the same network in float64."""
     run = load_run(folder)
     data, info = load_data(run)
@@ -97,7 +97,7 @@ def errors(folder: Path, states: int) -> list[dict]:
     return rows
 
 
-def main(args: Args) -> None:
+def main(args: Args):
     started = time.time()
     rows = [row for folder in args.runs for row in errors(folder, args.states)]
     for row in rows:

@@ -41,14 +41,14 @@ class Args:
     Of the lists the first value is the base; the others are tried one at a time.
     """
 
-    critics: tuple[int, ...] = (64, 2, 4, 8, 16, 128)  # M
-    steps: tuple[int, ...] = (5, 2, 10)  # T
-    batch: tuple[int, ...] = (256, 1024)  # B
-    max_q: tuple[bool, ...] = (False, True)  # the ten-sample backup
-    compile: tuple[Literal["on", "off"], ...] = ("on", "off")
+    critics = (64, 2, 4, 8, 16, 128)  # M
+    steps = (5, 2, 10)  # T
+    batch = (256, 1024)  # B
+    max_q = (False, True)  # the ten-sample backup
+    compile = ("on", "off")
     precision: tuple[Literal["fp32", "tf32", "bf16"], ...] | None = None
     """default: all that the device is fast at"""
-    entropy: tuple[Literal["released", "none", "chain"], ...] = ("released", "none", "chain")
+    entropy = ("released", "none", "chain")
     cross: bool = False  # every combination instead
     obs_dim: int = 17
     act_dim: int = 6
@@ -57,14 +57,14 @@ class Args:
     seconds: float = 1.0  # length of a turn, at least one update
     threads: int | None = None  # CPU threads, by default torch's own choice
     acting: bool = True  # also evaluation: Hopper, M = 8, K = 50
-    together: tuple[int, ...] = (1, 2, 5)  # several runs at once, as plain processes
+    together = (1, 2, 5)  # several runs at once, as plain processes
     other: str | None = None  # Python file of another implementation
     other_path: str = ""  # what its functions get as `path`
     out: Path | None = None  # default: results/records/speed/cpu.csv or gpu.csv
     setting: str | None = None  # one setting as JSON: what a child process gets
 
 
-def fast_precisions(device: str) -> tuple[str, ...]:
+def fast_precisions(device: str):
     """What is worth measuring here."""
     if device == "cuda":
         return ("tf32", "bf16", "fp32")
@@ -72,7 +72,7 @@ def fast_precisions(device: str) -> tuple[str, ...]:
     return ("fp32", "bf16") if has_bf16 else ("fp32",)
 
 
-def settings(args: Args, device: str) -> list[dict]:
+def settings(args: Args, device: str):
     """What to measure: around the base one axis at a time, or everything."""
     precisions = args.precision or fast_precisions(device)
     axes = {
@@ -108,7 +108,7 @@ class Child:
     """A process that makes itself ready to measure one setting, prints READY and waits for a
     line."""
 
-    def __init__(self, setting: dict, flags: list[str]):
+    def __init__(self, setting: dict, flags):
         self.setting = setting
         self.errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
@@ -129,17 +129,17 @@ class Child:
         print(f"failed: {self.setting}\n{complaint}", file=sys.stderr)
         return None
 
-    def go(self, words: str = "") -> None:
+    def go(self, words: str = ""):
         """Its turn."""
         self.process.stdin.write(f"{words}\n")
         self.process.stdin.flush()
 
-    def end(self) -> None:
+    def end(self):
         """An empty line: that was all."""
         self.process.communicate("\n")
 
 
-def as_child(args: Args, device: str) -> None:
+def as_child(args: Args, device: str):
     """In a child process: one row, as JSON."""
     setting = json.loads(args.setting)
     measure = MEASURES[setting.pop("what")]
@@ -148,7 +148,7 @@ def as_child(args: Args, device: str) -> None:
         print("ROW " + json.dumps(row | hardware(device)))
 
 
-def flags_of(args: Args) -> list[str]:
+def flags_of(args: Args):
     """What every child is told."""
     values = {name: asdict(args)[name] for name in PASSED}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in values.items() if v is not None]
@@ -157,7 +157,7 @@ def flags_of(args: Args) -> list[str]:
     return flags
 
 
-def show(row: dict) -> None:
+def show(row: dict):
     """A measured row, without its hardware and ranges."""
     cells = []
     for name, value in row.items():
@@ -166,7 +166,7 @@ def show(row: dict) -> None:
     print(*cells, flush=True)
 
 
-def measured(todo: list[dict], ahead: int, flags: list[str]) -> Iterator[tuple[str, dict]]:
+def measured(todo, ahead: int, flags) -> Iterator[tuple[str, dict]]:
     """What was measured and its row, one setting after the other."""
     for i in range(0, len(todo), ahead):
         children = [Child(setting, flags) for setting in todo[i : i + ahead]]
@@ -180,7 +180,7 @@ def measured(todo: list[dict], ahead: int, flags: list[str]) -> Iterator[tuple[s
 
 
 # === Several equal runs at once ===============================================================
-def rate_of(children: list[Child], threads: int) -> list[float]:
+def rate_of(children, threads: int):
     """Updates a second of each, all at work together."""
     for child in children:
         child.go(str(threads))
@@ -191,9 +191,7 @@ def rate_of(children: list[Child], threads: int) -> list[float]:
     return [float(child.line("ROW") or "nan") for child in children]
 
 
-def side_by_side(
-    args: Args, base: dict, flags: list[str], device: str, mps: bool
-) -> Iterator[dict]:
+def side_by_side(args: Args, base: dict, flags, device: str, mps: bool) -> Iterator[dict]:
     """Rows of k equal runs at once: threads split between them, then (on a CPU) not."""
     cores = torch.get_num_threads()
     for M in dict.fromkeys((4, base["M"])):
@@ -217,7 +215,7 @@ def side_by_side(
             child.end()
 
 
-def run_together(args: Args, base: dict, flags: list[str], device: str) -> Iterator[dict]:
+def run_together(args: Args, base: dict, flags, device: str) -> Iterator[dict]:
     """Rows of several runs at once; on a GPU without and with CUDA MPS."""
     yield from side_by_side(args, base, flags, device, mps=False)
     server = shutil.which("nvidia-cuda-mps-control") if device == "cuda" else None
@@ -228,13 +226,13 @@ def run_together(args: Args, base: dict, flags: list[str], device: str) -> Itera
             subprocess.run([server], input="quit\n", text=True)
 
 
-def acting_settings(args: Args, precisions: list[str]) -> list[dict]:
+def acting_settings(args: Args, precisions):
     modes = itertools.product(args.compile, precisions)
     common = {"what": "acting", "M": 8, "T": 5, "K": 50}
     return [{**common, "compile": mode, "precision": precision} for mode, precision in modes]
 
 
-def main(args: Args) -> None:
+def main(args: Args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)

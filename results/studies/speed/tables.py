@@ -36,7 +36,7 @@ def ratio(row: dict) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def mode(rows: list[dict], compile: str, precision: str) -> dict:
+def mode(rows, compile: str, precision: str) -> dict:
     found = pick(rows, compile=compile, precision=precision)
     return found[0] if found else {}
 
@@ -174,10 +174,10 @@ def tables(records: Path) -> dict[str, str]:
 
 
 # === Picture ==================================================================================
-def lines_against(rows: list[dict], x: str, first: dict) -> dict[str, dict[int, dict]]:
+def lines_against(rows, x: str, first: dict):
     """Points of each line, by x: ours compiled in each precision, eager, and the other side."""
     fixed = [name for name in ("M", "T", "B", "max_q") if name != x]
-    lines: dict[str, dict[int, dict]] = {}
+    lines = {}
     for row in rows:
         if any(row[name] != first[name] for name in fixed):
             continue
@@ -192,7 +192,7 @@ def lines_against(rows: list[dict], x: str, first: dict) -> dict[str, dict[int, 
     return lines
 
 
-def panel(axes: Axes, rows: list[dict], x: str, first: dict) -> None:
+def panel(axes: Axes, rows, x: str, first: dict):
     """Milliseconds of an update against M or T, with the range of the turns."""
     for name, points in sorted(lines_against(rows, x, first).items()):
         xs = sorted(points)
@@ -208,7 +208,7 @@ def panel(axes: Axes, rows: list[dict], x: str, first: dict) -> None:
     axes.grid(alpha=0.3)
 
 
-def figures(records: Path, out: Path) -> None:
+def figures(records: Path, out: Path):
     """speed.png: cost against M and against T."""
     rows = csv_rows(records / "speed" / "cpu.csv")
     first = rows[0]
