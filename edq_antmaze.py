@@ -1332,12 +1332,13 @@ def main(args):
     start_run(run)
     train(run, envs, data)
     envs.close()
+    if not signals:
+        report(run)
+    if args.capture_video and not signals:
+        film(agent, args, info["reference"], run.dir)
     if signals:
         say(f"stopped at update {run.step}; to go on: --resume {run.dir}")
         sys.exit(128 + signals[0])
-    report(run)
-    if args.capture_video:
-        film(agent, args, info["reference"], run.dir)
 
 
 def setup_torch(args, device: str):

@@ -1,8 +1,10 @@
-"""Fixtures: the three scripts as modules, and small datasets in Minari's format."""
+"""Fixtures: the three scripts as modules, small datasets in Minari's format, runs as commands."""
 
+import csv
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,10 @@ from minari.serialization import serialize_space
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("edq_mujoco", "edq_antmaze", "edq_adroit")
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; this also saves the retries
-os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that tests start, as below
-torch.set_num_threads(1)  # the tests' tensors are small, and a busy machine makes waiting threads very slow
+EMBEDDED = ROOT / "results/datasets/pointmaze-umaze-embedded"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
+os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that tests start
+torch.set_num_threads(1)  # the tests' tensors are small, and waiting threads slow a busy machine
 
 
 def load_script(name: str):
@@ -30,17 +33,25 @@ def load_script(name: str):
     return sys.modules[name]
 
 
+for script in SCRIPTS:
+    load_script(script)
+
+
 @pytest.fixture(autouse=True)
 def plain_functions():
-    """A run in this process may put compiled functions in place of a script's own, and fit tasks: undo that."""
+    """A run in this process may leave compiled functions and signals behind: undo that."""
+    modules = [sys.modules[script] for script in SCRIPTS]
     names = ("td_target", "critic_loss", "actor_losses", "act")
-    tasks = [(sys.modules[s].TASKS, dict(sys.modules[s].TASKS)) for s in SCRIPTS if s in sys.modules]
-    before = [(sys.modules[s], n, getattr(sys.modules[s], n)) for s in SCRIPTS if s in sys.modules for n in names]
+    before = [(module, name, getattr(module, name)) for module in modules for name in names]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for module, name, function in before:
         setattr(module, name, function)
-    for table, original in tasks:
-        table.update(original)
+    for module in modules:
+        module.signals.clear()
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=SCRIPTS)
@@ -68,17 +79,17 @@ def box(*shape: int) -> gym.spaces.Box:
     return gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
 
 
-def write_dataset(folder: Path, episodes: list[dict], env_spec: dict | None = None, **metadata) -> Path:
-    """Write episodes (observations, actions, rewards, terminations, truncations) as a Minari dataset folder."""
+def write_dataset(folder: Path, episodes: list[dict], env_spec=None, **metadata) -> Path:
+    """Write episodes as a Minari dataset folder; Hopper-v5's unless `env_spec` says otherwise."""
     data = folder / "data"
     data.mkdir(parents=True)
-    first = episodes[0] if episodes else {"observations": np.zeros((1, 11)), "actions": np.zeros((0, 3))}
-    obs, act_dim = first["observations"], first["actions"].shape[-1]
-    space = (
-        gym.spaces.Dict({k: box(*v.shape[1:]) for k, v in obs.items()})
-        if isinstance(obs, dict)
-        else box(*obs.shape[1:])
-    )
+    nothing = {"observations": np.zeros((1, 11)), "actions": np.zeros((0, 3))}
+    first = episodes[0] if episodes else nothing
+    obs = first["observations"]
+    space = box(*np.shape(obs)[1:]) if not isinstance(obs, dict) else None
+    if space is None:
+        space = gym.spaces.Dict({key: box(*value.shape[1:]) for key, value in obs.items()})
+    act_dim = first["actions"].shape[-1]
     text = {
         "total_episodes": len(episodes),
         "total_steps": sum(len(e["rewards"]) for e in episodes),
@@ -91,19 +102,17 @@ def write_dataset(folder: Path, episodes: list[dict], env_spec: dict | None = No
     }
     (data / "metadata.json").write_text(json.dumps(text | metadata))
     with h5py.File(data / "main_data.hdf5", "w") as file:
-        for i, episode in enumerate(episodes):
+        for i, one in enumerate(episodes):
             group = file.create_group(f"episode_{i}")
-            group.attrs.update({"id": i, "total_steps": len(episode["rewards"])})
-            for name, value in episode.items():
-                if isinstance(value, dict):
-                    for key, part in value.items():
-                        group.create_dataset(f"{name}/{key}", data=part)
-                else:
-                    group.create_dataset(name, data=value)
+            group.attrs.update({"id": i, "total_steps": len(one["rewards"])})
+            for name, value in one.items():
+                parts = value if isinstance(value, dict) else {"": value}
+                for key, part in parts.items():
+                    group.create_dataset(f"{name}/{key}".strip("/"), data=part)
     return folder
 
 
-def episode(obs: np.ndarray | dict, actions: np.ndarray, rewards: np.ndarray, ends: str) -> dict:
+def episode(obs, actions: np.ndarray, rewards: np.ndarray, ends: str) -> dict:
     """One episode; `ends` is "termination" or "truncation"."""
     last = np.arange(len(rewards)) == len(rewards) - 1
     return {
@@ -115,18 +124,25 @@ def episode(obs: np.ndarray | dict, actions: np.ndarray, rewards: np.ndarray, en
     }
 
 
-def hopper_episodes(count: int = 4, length: int = 50, obs_dim: int = 11, act_dim: int = 3, seed: int = 0) -> list[dict]:
+def hopper_episodes(
+    count: int = 4, length: int = 50, obs_dim: int = 11, act_dim: int = 3, seed: int = 0
+) -> list[dict]:
     """Made-up episodes of Hopper's sizes."""
     rng = np.random.default_rng(seed)
-    return [
-        episode(
-            rng.normal(size=(length + 1, obs_dim)).astype(np.float32),
-            rng.uniform(-1, 1, (length, act_dim)),
-            rng.normal(size=length),
-            "termination" if i % 2 else "truncation",
-        )
-        for i in range(count)
-    ]
+    episodes = []
+    for i in range(count):
+        obs = rng.normal(size=(length + 1, obs_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (length, act_dim))
+        rewards = rng.normal(size=length)
+        episodes.append(episode(obs, actions, rewards, "termination" if i % 2 else "truncation"))
+    return episodes
+
+
+def pen_episodes() -> list[dict]:
+    """One made-up episode of the pen's sizes."""
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(31, 45)).astype(np.float32)
+    return [episode(obs, rng.uniform(-1, 1, (30, 24)), rng.normal(size=30), "truncation")]
 
 
 @pytest.fixture
@@ -134,17 +150,34 @@ def hopper_set(tmp_path):
     return write_dataset(tmp_path / "hopper-set", hopper_episodes())
 
 
+def command(name: str, *flags) -> list[str]:
+    return [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)]
+
+
 def run_script(name: str, *flags, env: dict | None = None, **kwargs) -> subprocess.CompletedProcess:
     """Run a script through the real command line."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WANDB_MODE": "disabled", **(env or {})},
-        timeout=600,
-        **kwargs,
-    )
+    env = {**os.environ, "WANDB_MODE": "disabled", **(env or {})}
+    options = {"capture_output": True, "text": True, "timeout": 600, **kwargs}
+    return subprocess.run(command(name, *flags), env=env, **options)
 
 
-for script in SCRIPTS:
-    load_script(script)
+def run_here(module, *flags):
+    """The same in this process: seconds of imports less."""
+    module.main(module.parse_args([str(flag) for flag in flags]))
+
+
+def refuse(module, capsys, *flags) -> str:
+    """Run in this process; it has to end with code 2 and one sentence on stderr: return that."""
+    with pytest.raises(SystemExit) as stop:
+        run_here(module, *flags)
+    text = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert text.startswith("error: ") and len(text.splitlines()) == 1, text
+    return text
+
+
+def rows(path: Path) -> list[dict]:
+    """The rows of a CSV file, but for their clocks."""
+    with open(path) as file:
+        table = list(csv.DictReader(file))
+    return [{name: v for name, v in row.items() if name != "charts/sps"} for row in table]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from results.common.intervals import success_interval
 from results.common.pictures import draw_mazes
 from results.common.records import column, csv_rows, markdown, pick
+from results.studies.antmaze import suspects
 from results.studies.benchmark.scores import ARMS, COLOURS
 
 SUITE = "antmaze-gpu"
@@ -155,6 +156,7 @@ def tables(records: Path) -> dict[str, str]:
         "antmaze-gpu-inside": inside(records),
         "antmaze-gpu-walks": walks(records),
         "antmaze-gpu-precision": precision(records),
+        **suspects.tables(records),
     }
 
 

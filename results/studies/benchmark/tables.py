@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from results.common.intervals import mean_se
 from results.common.pictures import draw_mazes
 from results.common.records import column, csv_rows, markdown
-from results.studies.benchmark import ablations, first_runs, made_sets, published
+from results.studies.benchmark import ablations, first_runs, made_sets, pilots, published
 from results.studies.benchmark.aggregates import TAUS, estimates
 from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, runs
 
@@ -21,7 +21,7 @@ MAZE_PATHS = [  # the seed with EDQ's median score
     "pointmaze-medium-diffusion-bc-1",
 ]
 LATE = 20_000  # updates of the medium maze after which training counts as late
-PARTS = (ablations, first_runs, made_sets, published)
+PARTS = (ablations, first_runs, made_sets, pilots, published)
 
 
 def headline(records: Path) -> str:

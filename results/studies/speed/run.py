@@ -41,11 +41,11 @@ class Args:
     Of the lists the first value is the base; the others are tried one at a time.
     """
 
-    critics = (64, 2, 4, 8, 16, 128)  # M
-    steps = (5, 2, 10)  # T
-    batch = (256, 1024)  # B
-    max_q = (False, True)  # the ten-sample backup
-    compile = ("on", "off")
+    critics: tuple[int, ...] = (64, 2, 4, 8, 16, 128)  # M
+    steps: tuple[int, ...] = (5, 2, 10)  # T
+    batch: tuple[int, ...] = (256, 1024)  # B
+    max_q: tuple[bool, ...] = (False, True)  # the ten-sample backup
+    compile: tuple[Literal["on", "off"], ...] = ("on", "off")
     precision: tuple[Literal["fp32", "tf32", "bf16"], ...] | None = None
     """default: all that the device is fast at"""
     entropy = ("released", "none", "chain")
