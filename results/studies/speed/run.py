@@ -48,7 +48,7 @@ class Args:
     compile: tuple[Literal["on", "off"], ...] = ("on", "off")
     precision: tuple[Literal["fp32", "tf32", "bf16"], ...] | None = None
     """default: all that the device is fast at"""
-    entropy = ("released", "none", "chain")
+    entropy: tuple[str, ...] = ("released", "none", "chain")
     cross: bool = False  # every combination instead
     obs_dim: int = 17
     act_dim: int = 6
@@ -57,7 +57,7 @@ class Args:
     seconds: float = 1.0  # length of a turn, at least one update
     threads: int | None = None  # CPU threads, by default torch's own choice
     acting: bool = True  # also evaluation: Hopper, M = 8, K = 50
-    together = (1, 2, 5)  # several runs at once, as plain processes
+    together: tuple[int, ...] = (1, 2, 5)  # several runs at once, as plain processes
     other: str | None = None  # Python file of another implementation
     other_path: str = ""  # what its functions get as `path`
     out: Path | None = None  # default: results/records/speed/cpu.csv or gpu.csv
