@@ -73,16 +73,16 @@ class Args:
     The values shown are those of the chosen task and preset.
     """
 
-    env_id: str = "hopper-medium-expert"  # {hopper,walker2d,halfcheetah}-{medium,medium-replay,...}
+    env_id: str = "hopper-medium-expert"
+    """the task, one of TASKS: {hopper,walker2d,halfcheetah}-{medium,medium-replay,...}"""
     # --- shared: arguments ---
     preset: Literal["edq", "edq-entropy", "edq-paper", "diffusion-ql", "diffusion-bc"] = "edq"
     """the method, see PRESETS; edq: as in the authors' code"""
     seed: int = 0  # seed of network weights, batches, noise and evaluation episodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
     compile: bool = True  # fuse an update; on a GPU also capture it as a CUDA graph
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = (
-        "auto"  # of matmuls; auto: GPU tf32, CPU fp32
-    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """of matmuls; auto: tf32 on a GPU, fp32 on a CPU"""
     track: bool = False  # log to Weights & Biases as well
     wandb_project_name: str = "edq"  # Weights & Biases project
     capture_video: bool = False  # film three episodes of the last policy, in RUN_DIR/videos
@@ -120,20 +120,17 @@ class Args:
     # --- ensemble ---
     num_critics: int = 64  # M, Q-networks
     lcb_coef: float = 4.0  # beta, standard deviations below the mean
-    pessimism: Literal["lcb", "min"] = (
-        "lcb"  # what the actor maximises: LCB (Eq. 17), or the minimum
-    )
-    target: Literal["own", "min"] = (
-        "own"  # TD target: each critic's own (Eq. 16), or the minimum of all
-    )
+    pessimism: Literal["lcb", "min"] = "lcb"
+    """what the actor maximises: the LCB (Eq. 17), or the minimum"""
+    target: Literal["own", "min"] = "own"
+    """TD target: each critic's own (Eq. 16), or the minimum of all"""
     max_q_backup: bool = False  # TD target from the best of ten next actions, critic by critic
 
     # --- entropy ---
     entropy_estimator: Literal["none", "released", "chain"] = "released"
     """released: as in the authors' code; chain: a lower bound that sees the policy's spread"""
-    ent_coef: float | Literal["auto"] = (
-        0.01  # alpha, its weight; auto: learned per state (App. B.3)
-    )
+    ent_coef: float | Literal["auto"] = 0.01
+    """alpha, its weight; auto: learned per state (App. B.3)"""
     target_entropy: float | None = None  # for auto: nats per action dimension
     chain_std: float = 0.2  # for chain: std of the last step (sigma_1, if that is smaller)
 
@@ -1423,8 +1420,8 @@ def log_row(run, seconds: float):
     """A row of metrics.csv: means over the updates since the last one."""
     check_finite(run)
     updates = run.step - run.logged
-    means = run.agent.metric_sum / updates
-    row = {"step": run.step} | dict(zip(METRICS, means.tolist()))
+    averages = run.agent.metric_sum / updates
+    row = {"step": run.step} | dict(zip(METRICS, averages.tolist()))
     row["charts/sps"] = updates / max(seconds, 1e-9)
     append_row(run.dir / "metrics.csv", row)
     track(run, row)
