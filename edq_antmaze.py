@@ -1092,10 +1092,18 @@ BALL_OPEN = ("PointMaze_Open-v3", maze(maps.OPEN, (3, 1), (1, 5)), (0.0, 1.0))
 # The limit is too short for the long way.
 RING = maze(RING_MAZE, (1, 1), (1, 5), max_episode_steps=150)
 BALL_RING = ("PointMaze_Open-v3", RING, (0.0, 1.0))
-# On imported D4RL data (results/datasets): its rows count upwards, and its ant is another one.
-D4RL_U = maze(maps.U_MAZE[::-1], (1, 1), (3, 1), d4rl_ant=True)
-D4RL_M = maze(maps.MEDIUM_MAZE[::-1], (6, 1), (1, 6), d4rl_ant=True)
-D4RL_L = maze(maps.LARGE_MAZE[::-1], (7, 1), (1, 9), d4rl_ant=True)
+# D4RL evaluates from one start to one goal, the centres of their cells; Gymnasium draws both, up to
+# 1 m off. For sets in the form of D4RL (results/datasets), whose rows show one goal:
+FIXED_U = maze(maps.U_MAZE, (3, 1), (1, 1), fixed=True)
+FIXED_M = maze(maps.MEDIUM_MAZE, (1, 1), (6, 6), fixed=True)
+FIXED_L = maze(maps.LARGE_MAZE, (1, 1), (7, 9), fixed=True)
+ANT_U_FIXED = ("AntMaze_UMaze-v4", FIXED_U, (0.0, 1.0))
+ANT_M_FIXED = ("AntMaze_Medium-v4", FIXED_M, (0.0, 1.0))
+ANT_L_FIXED = ("AntMaze_Large-v4", FIXED_L, (0.0, 1.0))
+# On imported D4RL data: its rows count upwards, and its ant is another one.
+D4RL_U = maze(maps.U_MAZE[::-1], (1, 1), (3, 1), fixed=True, d4rl_ant=True)
+D4RL_M = maze(maps.MEDIUM_MAZE[::-1], (6, 1), (1, 6), fixed=True, d4rl_ant=True)
+D4RL_L = maze(maps.LARGE_MAZE[::-1], (7, 1), (1, 9), fixed=True, d4rl_ant=True)
 ANT_U_D4RL = ("AntMaze_UMaze-v4", D4RL_U, (0.0, 1.0))
 ANT_M_D4RL = ("AntMaze_Medium-v4", D4RL_M, (0.0, 1.0))
 ANT_L_D4RL = ("AntMaze_Large-v4", D4RL_L, (0.0, 1.0))
@@ -1115,6 +1123,10 @@ TASKS = {
     "antmaze-medium-diverse": Task(*ANT_M, "D4RL/antmaze/medium-diverse-v1", ANTMAZE, QL_M_DIVERSE),
     "antmaze-large-play": Task(*ANT_L, "D4RL/antmaze/large-play-v1", ANTMAZE, QL_L_PLAY),
     "antmaze-large-diverse": Task(*ANT_L, "D4RL/antmaze/large-diverse-v1", ANTMAZE, QL_L_DIVERSE),
+    "antmaze-umaze-fixed": Task(*ANT_U_FIXED, "edq/antmaze/umaze-d4rl-v0", UMAZE, QL_U),
+    "antmaze-medium-fixed": Task(
+        *ANT_M_FIXED, "edq/antmaze/medium-play-d4rl-v0", ANTMAZE, QL_M_PLAY),
+    "antmaze-large-fixed": Task(*ANT_L_FIXED, "edq/antmaze/large-play-d4rl-v0", ANTMAZE, QL_L_PLAY),
     "antmaze-umaze-d4rl": Task(*ANT_U_D4RL, "d4rl/antmaze/umaze-v0", UMAZE, QL_U),
     "antmaze-umaze-diverse-d4rl": Task(
         *ANT_U_D4RL, "d4rl/antmaze/umaze-diverse-v0", ANTMAZE, QL_U_DIVERSE),
@@ -1140,9 +1152,12 @@ SUCCESS_ENDS = True  # a reward above 0 is an arrival, and ends the task
 def make_env(task, render_mode: str | None = None):
     """From our own table: an environment spec out of a file could run any code."""
     kwargs = dict(task.env_kwargs)
+    fixed = kwargs.pop("fixed", False)
     d4rl_ant = kwargs.pop("d4rl_ant", False)
     env = gym.make(task.env, render_mode=render_mode, disable_env_checker=True, **kwargs)
     os.unlink(env.unwrapped.tmp_xml_file_path)  # the maze's model, which it leaves behind
+    if fixed:
+        env.unwrapped.position_noise_range = 0.0
     if d4rl_ant:  # weaker, acts half as often and lands softer than Gymnasium's
         model = env.unwrapped.ant_env.model
         model.opt.timestep = 0.02
@@ -1179,6 +1194,8 @@ def misfit(metadata, task) -> str | None:
         return f"its data were recorded in {source}, the policy would be scored in {task.env}"
     if ("d4rl" in metadata) != task.env_kwargs.get("d4rl_ant", False):
         return "D4RL's ant and mazes are those of the -d4rl tasks, and of no other"
+    if metadata.get("fixed_goal", False) and not task.env_kwargs.get("fixed", False):
+        return "its rows show one goal, so score it in a task with -fixed"
     walls = [[cell == 1 for cell in line] for line in spec.get("kwargs", {}).get("maze_map") or []]
     if walls and walls != [[cell == 1 for cell in line] for line in task.env_kwargs["maze_map"]]:
         return "its maze is another one; a maze of your own is a row of TASKS"
@@ -1318,7 +1335,8 @@ def main(args):
     generator = torch.Generator(device).manual_seed(args.seed)
     if args.normalize_obs:
         agent.obs_mean.copy_(data.obs.mean(0))
-        agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
+        std = data.obs.std(0)
+        agent.obs_std.copy_(std.where(std > 1e-3, 1.0))  # 1 where all of the data are the same
         obs = (data.obs - agent.obs_mean) / agent.obs_std
         next_obs = (data.next_obs - agent.obs_mean) / agent.obs_std
         data = data._replace(obs=obs, next_obs=next_obs)

@@ -1264,7 +1264,8 @@ def main(args):
     generator = torch.Generator(device).manual_seed(args.seed)
     if args.normalize_obs:
         agent.obs_mean.copy_(data.obs.mean(0))
-        agent.obs_std.copy_(data.obs.std(0).clamp(min=1e-3))
+        std = data.obs.std(0)
+        agent.obs_std.copy_(std.where(std > 1e-3, 1.0))  # 1 where all of the data are the same
         obs = (data.obs - agent.obs_mean) / agent.obs_std
         next_obs = (data.next_obs - agent.obs_mean) / agent.obs_std
         data = data._replace(obs=obs, next_obs=next_obs)

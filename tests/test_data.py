@@ -184,6 +184,9 @@ def test_mazes_that_do_not_fit(antmaze, tmp_path, capsys):
     load(antmaze, d4rl, "antmaze-umaze-d4rl")
     assert "-d4rl tasks" in wrong(antmaze, capsys, "antmaze-umaze", d4rl)
     assert "-d4rl tasks" in wrong(antmaze, capsys, "antmaze-umaze-d4rl", ant)
+    one_goal = maze_set(tmp_path / "fixed", True, umaze, fixed_goal=True)
+    load(antmaze, one_goal, "antmaze-umaze-fixed")
+    assert "task with -fixed" in wrong(antmaze, capsys, "antmaze-umaze", one_goal)
 
 
 def test_kitchen_observations_and_scores(adroit, tmp_path, capsys):
@@ -227,6 +230,22 @@ def test_mazes_are_scored_from_one_cell_to_another_and_end_on_arrival(antmaze):
         apart = np.linalg.norm(np.mean(starts, 0) - np.mean(goals, 0))
         assert apart == pytest.approx(distance, abs=0.7)
         assert env.unwrapped.continuing_task is False
+        env.close()
+
+
+def test_fixed_mazes_have_one_start_and_one_goal(antmaze):
+    """The centres of their cells, 4 m wide, as in D4RL; those of Gymnasium are drawn."""
+    for name, spread in (("antmaze-umaze-fixed", 0), ("antmaze-umaze", 0.5)):
+        env = antmaze.make_env(antmaze.TASKS[name])
+        all_obs = [env.reset(seed=seed)[0] for seed in range(10)]
+        starts = np.array([obs["achieved_goal"] for obs in all_obs])
+        goals = np.array([obs["desired_goal"] for obs in all_obs])
+        assert np.ptp(goals, axis=0).min() >= spread
+        if not spread:
+            assert np.ptp(goals, axis=0).max() == 0
+            np.testing.assert_allclose(goals[0], [-4, 4])
+            # MuJoCo's own noise of 0.1 on the joints stays.
+            assert np.abs(starts - [-4, -4]).max() < 0.5
         env.close()
 
 

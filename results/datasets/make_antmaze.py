@@ -483,6 +483,7 @@ def write_set(args: Args, form: str, folder: Path, dataset_id: str, parts: list[
         tool=Path(__file__).name,
         ref_min_score=0.0,
         ref_max_score=1.0,
+        fixed_goal=form == "d4rl",
         algorithm_name="breadth-first waypoints + PPO ant",
         description=f"AntMaze {args.task} in the form of {form}, rebuilt with D4RL's recipe, not "
         f"the published data. Action noise {args.action_noise}, seed {args.seed}.",
