@@ -16,7 +16,7 @@ their lower confidence bound (LCB) instead of their mean.
 
 One update, on a batch (s, a, r, s') of the data:
     a' ~ policy(s')                                           reverse diffusion, EMA actor
-    y_m = r + gamma Q'_m(s', a')                              a target for each of the M critics
+    y_m = r + gamma (1 - end) Q'_m(s', a')                    a target for each of the M critics
     critic: least squares Q_m(s, a) -> y_m
     a_t = e^(-theta_bar_t) a + sigma_t eps                    noise the data action, eps ~ N(0, I)
     a_0 = (a_t - sigma_t eps_hat(a_t, t, s)) e^(theta_bar_t)  and predict it back
@@ -71,7 +71,8 @@ from torch.func import functional_call
 class Args:
     """Train EDQ, evaluate it in the environment, or score a saved run.
 
-    The values shown are those of the chosen task and preset.
+    The values shown by --help are those of the chosen task and preset. The defaults below are the
+    last resort: a task's row in TASKS goes before them, then its preset, then your flags.
     """
 
     env_id: str = "pen-human"
@@ -299,7 +300,7 @@ class MeanRevertingSDE:
         return w_t * a_t + w_0 * a0
 
     def euler_step(self, a_t: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
-        """The drift of one Euler step of the reverse SDE (Eq. 3) with score -eps / sigma_t."""
+        """Mean of a_{t-1} by one Euler step of the reverse SDE (Eq. 3), score -eps / sigma_t."""
         theta = self.theta_dt[t].unsqueeze(-1)
         sigma = self.sigma[t].unsqueeze(-1)
         return a_t + theta * a_t - 2 * theta * eps / sigma
@@ -325,8 +326,9 @@ def sample_actions(
         a0 = sde.predict_a0(a_t, t, actor(a_t, t, obs))
         if action_clip:
             a0 = a0.clamp(-1, 1)
-        mean = sde.posterior_mean(a_t, a0, t)  # Prop. 3.1, with a_0 predicted
-        a_t = mean + sde.posterior_var[t].sqrt() * noise[-t]  # the last step, t = 0, has variance 0
+        a_t = sde.posterior_mean(a_t, a0, t)  # Prop. 3.1, with a_0 predicted
+        if t > 0:  # the last step has variance 0
+            a_t = a_t + sde.posterior_var[t].sqrt() * noise[sde.num_steps - t]
     return a_t.clamp(-1, 1)
 
 
@@ -359,11 +361,12 @@ def chain_entropy_bound(
     generator=None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Lower bound, in nats, on the entropy of the policy; obs `[B, S]` -> `[B]`.
+    """Lower bound, in nats, on the policy's entropy; obs `[B, S]` -> `[B]`.
 
-    H >= E[log f(a_1..a_T | a_0) - log q(a_0..a_T)]: q is our reverse chain (Eq. 10) with std
-    `chain_std` in its last step, f the SDE. An idea of maximum-entropy diffusion RL (Celik et al.
-    2025, DIME). Unlike the released term it has a gradient in the spread. noise is `[T + 1, B, A]`.
+    H >= E[log f(a_1..a_T | a_0) - log q(a_0..a_T)]: f is the SDE, q our reverse chain (Eq. 10),
+    whose last step has std `chain_std` here (when acting it has none, and no density). An idea of
+    maximum-entropy diffusion RL (Celik et al. 2025, DIME). Unlike the released term it has a
+    gradient in the spread. noise is `[T + 1, B, A]`.
     """
     if noise is None:
         shape = (sde.num_steps + 1, *obs.shape[:-1], actor.act_dim)
@@ -433,7 +436,7 @@ class Agent(nn.Module):
         self.to(device)
 
         def adam(net, lr: float):
-            rate = torch.tensor(lr, device=device)  # a captured update sees a change of a tensor
+            rate = torch.tensor(lr, device=device)  # a tensor, so that a CUDA graph sees a schedule
             on_gpu = device == "cuda"
             return torch.optim.Adam(net.parameters(), rate, fused=True, capturable=on_gpu)
 
@@ -444,8 +447,8 @@ class Agent(nn.Module):
             self.optimisers["alpha"] = adam(self.alpha, 3e-4)
 
 
-# obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where no future follows (a time
-# limit is no such end).
+# obs [B, S], action [B, A], reward [B], next_obs [B, S], end [B]: 1 where the episode is over. At a
+# time limit it is 0: the target goes on from there.
 Transitions = namedtuple("Transitions", "obs action reward next_obs end")
 # All randomness of an update is drawn before it, so that the update itself is a function:
 # target [T, B * N, A] with N = 10 for max_q_backup, else 1; t [B]; eps [B, A]; aT [B, A] for the
@@ -512,9 +515,8 @@ def diffusion_loss(
     """Behaviour cloning (BC): how well a_t's noise is predicted; `[B, A]`, t `[B]` -> scalar."""
     if kind == "noise":
         return F.mse_loss(eps_hat, eps)  # Eq. 5
-    optimal = sde.posterior_mean(
-        a_t, a0, t
-    )  # a_{t-1} on the best path to the data action, App. A.3
+    # a_{t-1} on the best path to the data action, App. A.3
+    optimal = sde.posterior_mean(a_t, a0, t)
     if kind == "likelihood":
         a0_hat = sde.predict_a0(a_t, t, eps_hat)
         return F.mse_loss(sde.posterior_mean(a_t, a0_hat, t), optimal)
@@ -550,13 +552,15 @@ def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
         scale = entropy.abs().mean().detach()
         out["losses/entropy"] = -args.ent_coef * entropy.mean() / scale
         out["policy/entropy"] = entropy.mean() / agent.actor.act_dim
-        out["policy/alpha"] = 0 * loss + args.ent_coef
+        out["policy/alpha"] = torch.full_like(scale, args.ent_coef)
         loss = loss + out["losses/entropy"]
     if args.entropy_estimator == "chain":
         bound = chain_entropy_bound(sde, agent.actor, obs, agent.chain_std, noise=noise.chain)
         entropy = bound / agent.actor.act_dim  # [B]
-        alpha = agent.alpha(obs) if agent.alpha else torch.full_like(entropy, args.ent_coef)  # [B]
-        alpha = alpha.detach().clamp(1e-4, 1)
+        if agent.alpha:
+            alpha = agent.alpha(obs).detach().clamp(1e-4, 1)  # [B]
+        else:
+            alpha = torch.full_like(entropy, args.ent_coef)
         out["losses/entropy"] = -(alpha * entropy).mean()
         out["policy/entropy"] = entropy.mean()
         out["policy/alpha"] = alpha.mean()
@@ -613,7 +617,7 @@ def update(agent, batch, noise, args, step: int | Tensor):
 
 @torch.no_grad()
 def act(agent, obs: Tensor, noise: Tensor, u: Tensor, args) -> Tensor:
-    """Best of K (not in the paper): keep one of K candidates, with probability softmax(LCB).
+    """One of K candidates (not in the paper), with probability softmax(LCB of the target critics).
 
     As released, candidates come from the online actor, while TD targets use the EMA actor.
     obs `[R, S]`, noise `[T, R, K, A]`, u `[R]` uniform in [0, 1) -> actions `[R, A]`.
@@ -658,7 +662,7 @@ def make_step(agent, data, args, g, first: int):
 
 
 def capture(step, g):
-    """Record the fourth call as a CUDA graph: from then on an update is a single launch.
+    """After three calls to warm up, record a CUDA graph: an update is then a single launch.
 
     So what changes between calls has to be a tensor, and nothing may be read back.
     """
@@ -817,15 +821,13 @@ def read_dataset(name: str, task) -> tuple[dict, list[Transitions]]:
         if metadata["data_format"] != "hdf5" or not stated:
             raise ValueError("not an HDF5 dataset that states its spaces")
         problem = misfit(metadata, task)
-        episodes = []
-        if problem is None:
-            episodes = [read_episode(episode) for episode in minari.MinariDataset(str(path))]
-            total = sum(len(episode.reward) for episode in episodes)
-            if not 0 < total == metadata["total_steps"]:
-                raise ValueError("it is empty, or not as long as its metadata say")
+        check(problem is None, f"dataset {name} is for another task: {problem}")
+        episodes = [read_episode(episode) for episode in minari.MinariDataset(str(path))]
+        total = sum(len(episode.reward) for episode in episodes)
+        if not 0 < total == metadata["total_steps"]:
+            raise ValueError("it is empty, or not as long as its metadata say")
     except Exception as error:  # h5py, JSON and Minari fail in many ways
         fail(f"dataset {name} cannot be read", error)
-    check(problem is None, f"dataset {name} is for another task: {problem}")
     return metadata, episodes
 
 
@@ -919,7 +921,7 @@ def open_run_dir(args):
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in run_dir.iterdir()} - {"run.json.tmp"}
-        handle = os.open(run_dir, os.O_RDONLY)
+        handle = os.open(run_dir, os.O_RDONLY)  # never closed: the lock lasts as long as the run
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"another run is writing to {run_dir}")
@@ -1170,14 +1172,16 @@ SCRIPTS = {
 }
 # What a preset changes in every task, beside what a task changes for it (TASKS).
 PRESETS = {
-    "edq": {},  # as the authors' code
+    "edq": {},  # as the authors' code: the rows of TASKS are theirs
     "edq-entropy": {  # with an entropy term that sees the spread of the policy
         "entropy_estimator": "chain",
         "ent_coef": 0.1,
         "action_clip": True,
     },
     "edq-paper": {},  # as the paper: hand and kitchen have T = 10 and automatic alpha
-    "diffusion-ql": {  # Wang et al. 2023
+    # Wang et al. 2023, except that there the actor maximises one of the two critics, drawn anew for
+    # each update, here their minimum; and that there the learning rate may decay.
+    "diffusion-ql": {
         "num_critics": 2,
         "target": "min",
         "pessimism": "min",
@@ -1240,8 +1244,10 @@ def check_changes(saved, args):
     if args.evaluate:
         free |= {"seed", "eval_episodes", "eval_envs", "eval_workers"}
         free |= {"num_candidates", "action_selection"}
-    elif args.gradient_steps >= saved.gradient_steps:
-        free |= {"gradient_steps", "track"}
+    else:
+        free.add("track")
+        if args.gradient_steps >= saved.gradient_steps:
+            free.add("gradient_steps")
     for name, value in asdict(saved).items():
         same = getattr(args, name) == value
         flag = f"--{name.replace('_', '-')}"
@@ -1419,14 +1425,14 @@ def train(run, envs, data):
     args = run.args
     one_update = make_step(run.agent, data, args, run.generator, run.step)
     start = time.time() - run.seconds
-    mark = time.time()  # when the updates of the next row of metrics.csv began
+    mark = (run.step, time.time())  # where the updates began whose speed is logged next
     while not signals:
         last = run.step == args.gradient_steps
         evaluation_due = run.step > run.evaluated and (last or run.step % args.eval_every == 0)
         row_due = evaluation_due or run.step % args.log_every == 0
-        if row_due and run.step > run.logged:  # the only lines that read from the device
-            log_row(run, time.time() - mark)
-            mark = time.time()
+        if row_due and run.step > run.logged:  # between rows nothing is read from the device
+            log_row(run, *mark)
+            mark = (run.step, time.time())
         if evaluation_due:
             try:
                 results = evaluate(run.agent, envs, args, run.info["reference"], args.eval_episodes)
@@ -1438,7 +1444,7 @@ def train(run, envs, data):
             log_evaluation(run, results)
             run.seconds = time.time() - start
             save_checkpoint(run)
-            mark = time.time()
+            mark = (run.step, time.time())
         if last:
             return
         one_update()
@@ -1447,13 +1453,13 @@ def train(run, envs, data):
     save_checkpoint(run)
 
 
-def log_row(run, seconds: float):
-    """A row of metrics.csv: means over the updates since the last one."""
+def log_row(run, first: int, start: float):
+    """A row of metrics.csv: means since the last row, and the speed since update `first`."""
     check_finite(run)
     updates = run.step - run.logged
     averages = run.agent.metric_sum / updates
     row = {"step": run.step} | dict(zip(METRICS, averages.tolist()))
-    row["charts/sps"] = updates / max(seconds, 1e-9)
+    row["charts/sps"] = (run.step - first) / max(time.time() - start, 1e-9)
     append_row(run.dir / "metrics.csv", row)
     track(run, row)
     run.agent.metric_sum.zero_()
@@ -1463,8 +1469,7 @@ def log_row(run, seconds: float):
     say(
         f"update {run.step}  critic {row['losses/critic']:.3g}"
         f"  diffusion {row['losses/diffusion']:.3g}  q {row['q/mean']:.3g} +- {row['q/std']:.2g}"
-        f"  entropy {row['policy/entropy']:.3g}  {row['charts/sps']:.3g} updates/s"
-        f"  {hours_left:.1f} h to go"
+        f"  {row['charts/sps']:.3g} updates/s  {hours_left:.1f} h to go"
     )
 
 
@@ -1489,14 +1494,15 @@ def describe(figures) -> str:
 def report(run):
     """Last, best and offline score, which are easily mixed up, beside the data's own."""
     history = run.history
-    offline = history[-1]
-    for before, after in reversed(list(pairwise(history))):
-        if abs(after["diffusion_loss"] - before["diffusion_loss"]) < 4e-3:
-            offline = after  # where the diffusion loss first settles (App. B.8), else the last
+    settled = [
+        after
+        for before, after in pairwise(history)
+        if abs(after["diffusion_loss"] - before["diffusion_loss"]) < 4e-3
+    ]
     scores = {
         "last": history[-1],
         "best": max(history, key=lambda figures: figures["score"]),  # picks luck as well
-        "offline": offline,
+        "offline": (settled or history[-1:])[0],  # where the diffusion loss settles (App. B.8)
     }
     write_json(run.dir / "summary.json", scores | {"data": run.info})
     args = run.args
