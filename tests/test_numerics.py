@@ -469,11 +469,13 @@ def test_entropy_terms(edq):
     args, agent, batch, noise = small_update(edq, entropy_estimator="released", ent_coef=0.3)
     out = edq.actor_losses(agent, batch, noise, args)
     assert float(out["losses/entropy"]) == pytest.approx(-0.3, rel=1e-4)
-    args, agent, batch, noise = small_update(edq, entropy_estimator="chain", ent_coef=0.3)
-    out = edq.actor_losses(agent, batch, noise, args)
-    bound = edq.chain_entropy_bound(agent.sde, agent.actor, batch.obs, 0.2, noise=noise.chain)
-    assert float(out["policy/entropy"]) == pytest.approx(float(bound.mean()) / 2, rel=1e-4)
-    assert float(out["losses/entropy"]) == pytest.approx(-0.3 * float(bound.mean()) / 2, rel=1e-4)
+    for weight in (0.0, 0.3, 5.0):  # a weight that is given is taken as it is
+        args, agent, batch, noise = small_update(edq, entropy_estimator="chain", ent_coef=weight)
+        out = edq.actor_losses(agent, batch, noise, args)
+        bound = edq.chain_entropy_bound(agent.sde, agent.actor, batch.obs, 0.2, noise=noise.chain)
+        nats = float(bound.mean()) / 2
+        assert float(out["policy/entropy"]) == pytest.approx(nats, rel=1e-4)
+        assert float(out["losses/entropy"]) == pytest.approx(-weight * nats, rel=1e-4)
 
 
 @pytest.mark.parametrize("target, rises", [(5.0, True), (-5.0, False)])

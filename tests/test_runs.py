@@ -100,8 +100,8 @@ def interrupted(dataset, tmp_path_factory):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     log_row = mujoco.log_row
 
-    def log_row_and_interrupt(run, seconds):
-        log_row(run, seconds)
+    def log_row_and_interrupt(run, *since):
+        log_row(run, *since)
         if run.step == 250:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -238,8 +238,8 @@ def test_killed_and_resumed_equals_uninterrupted(mujoco, whole, dataset, tmp_pat
     """SIGKILL after update 250: what was printed is there, and 201 to 250 are done again."""
     patch = """
 log_row = edq.log_row
-def log_row_and_die(run, seconds):
-    log_row(run, seconds)
+def log_row_and_die(run, *since):
+    log_row(run, *since)
     if run.step == 250:
         os.kill(os.getpid(), signal.SIGKILL)
 edq.log_row = log_row_and_die
