@@ -1092,16 +1092,19 @@ TASKS = {
         *CHEETAH_V4, "d4rl/halfcheetah/medium-replay-v2", ROW, ql_clip(2.0)),
     "halfcheetah-medium-expert-d4rl": Task(
         *CHEETAH_V4, "d4rl/halfcheetah/medium-expert-v2", ROW, ql_clip(7.0)),
+    "halfcheetah-expert-d4rl": Task(*CHEETAH_V4, "d4rl/halfcheetah/expert-v2", ROW, ql_clip(7.0)),
     "hopper-medium-d4rl": Task(*HOPPER_V4, "d4rl/hopper/medium-v2", ROW, ql_clip(9.0)),
     "hopper-medium-replay-d4rl": Task(
         *HOPPER_V4, "d4rl/hopper/medium-replay-v2", ROW, ql_clip(4.0)),
     "hopper-medium-expert-d4rl": Task(
         *HOPPER_V4, "d4rl/hopper/medium-expert-v2", ROW, ql_clip(5.0)),
+    "hopper-expert-d4rl": Task(*HOPPER_V4, "d4rl/hopper/expert-v2", ROW, ql_clip(5.0)),
     "walker2d-medium-d4rl": Task(*WALKER_V4, "d4rl/walker2d/medium-v2", ROW, ql_clip(1.0)),
     "walker2d-medium-replay-d4rl": Task(
         *WALKER_V4, "d4rl/walker2d/medium-replay-v2", ROW, ql_clip(4.0)),
     "walker2d-medium-expert-d4rl": Task(
         *WALKER_V4, "d4rl/walker2d/medium-expert-v2", ROW, ql_clip(5.0)),
+    "walker2d-expert-d4rl": Task(*WALKER_V4, "d4rl/walker2d/expert-v2", ROW, ql_clip(5.0)),
 }
 # fmt: on
 SCORE = "D4RL-normalised score"
