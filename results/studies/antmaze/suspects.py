@@ -45,7 +45,7 @@ def tables(records: Path) -> dict[str, str]:
             method += f", eta {row['eta']:g}"
         critics = f"{row['num_critics']:.0f}" if row["method"] in ("iql", "branch") else "-"
         scaled = "yes" if row["normalize_obs"] in ("True", "") else "no"
-        goal = "(-4, 4)" if row["run"].endswith("goal-fixed") else "drawn"
+        goal = "(-4, 4)" if row["run"].endswith("-fixed") else "drawn"
         cells = [method, critics, scaled, goal, f"{row['updates']:,.0f}", f"{row['best']:.0f}"]
         lines.append([*cells, score_text(row)])
     head = ["method", "critics", "standardised", "goal of the evaluation", "updates", "best, %"]
@@ -56,8 +56,7 @@ def main(args: Args) -> None:
     started = time.time()
     rows = [row_of(folder) for folder in args.runs if (folder / "evaluations.csv").exists()]
     rows.sort(key=lambda row: ([*METHODS].index(row["method"]), row["run"]))
-    about = {"data": "stand-ins, not D4RL's", "scripts": "commit 24bfae8"}
-    write_record(args.record, rows, started, **about)
+    write_record(args.record, rows, started, data="stand-ins, not D4RL's")
 
 
 if __name__ == "__main__":

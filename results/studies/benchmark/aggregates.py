@@ -55,7 +55,7 @@ def of_scores(key: tuple):
     """The estimates for scores `[seed, task]` of each arm."""
     scores = {arm: np.array(rows) for arm, rows in key}
     pairs = {}
-    for x, y in itertools.permutations(ARMS, 2):
+    for x, y in itertools.permutations(scores, 2):
         pairs[f"{x},{y}"] = scores[x], scores[y]
     return {
         "aggregate": bootstrapped(scores, mean_and_iqm),

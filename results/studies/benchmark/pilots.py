@@ -36,6 +36,7 @@ USED = (  # arguments of a run that go into its row
     "num_candidates",
     "action_selection",
     "normalize_obs",
+    "reward",
     "precision",
     "compile",
 )
@@ -163,15 +164,29 @@ def pilots(records: Path) -> str:
     """A run a row."""
     lines = []
     for row in read_record(records / "pilots" / "runs.csv")[1]:
-        sizes = f"{row['hidden_dim']:.0f}, {row['batch_size']:.0f}"
-        rate = f"{row['actor_lr']:g}" if row["actor_lr"] != "" else "-"
-        eta = f"{row['eta']:g}" if row["eta"] != "" else "-"
-        scaled = "yes" if row["normalize_obs"] in ("True", "") else "no"
-        updates = f"{row['updates']:,.0f}"
-        cells = [row["task"], row["method"], sizes, rate, eta, scaled, updates]
-        lines.append([*cells, score_text(row), f"{row['data']:.1f}"])
-    head = ["task (stand-in)", "method", "width, batch", "actor rate", "eta", "standardised"]
-    return markdown([*head, "updates", "score", "data"], lines)
+        ours = row["actor_lr"] != ""  # the peer has a row of its own
+        acting = f"{row['action_selection']} of {row['num_candidates']:.0f}" if ours else "mean"
+        scaled = "no" if row["normalize_obs"] == "False" else "yes"
+        lines.append(
+            [
+                row["task"],
+                row["method"],
+                f"{row['hidden_dim']:.0f}, {row['batch_size']:.0f}",
+                f"{row['actor_lr']:g}" if ours else "-",
+                f"{row['eta']:g}" if ours else "-",
+                f"{row['tau']:g}" if ours else "-",
+                row["reward"] or "-",
+                acting,
+                scaled,
+                f"{row['updates']:,.0f}",
+                score_text(row),
+                f"{row['best']:.0f} at {row['best_at']:,.0f}",
+                f"{row['data']:.1f}",
+            ]
+        )
+    head = ["task (stand-in)", "method", "width, batch", "actor rate", "eta", "tau", "rewards"]
+    head += ["acting", "standardised", "updates", "last", "best", "data"]
+    return markdown(head, lines)
 
 
 def tables(records: Path) -> dict[str, str]:

@@ -1,0 +1,227 @@
+"""Does EDQ learn? Tables and picture of the long runs: tasks x methods, all seeds there are.
+
+The suites of SUITES are made by `results/run_suite.py`, a record each; the peer's record is made by
+pilots.py. A task appears as soon as one of its runs is recorded, and a cell says of how many seeds
+it is the mean if these are not SEEDS yet. All arms of a task have the same data, row and budget.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from results.common.intervals import mean_se
+from results.common.records import column, csv_rows, markdown, pick
+from results.studies.benchmark.aggregates import of_scores
+
+SUITES = ("hands", "mazes", "locomotion-small")
+SEEDS = 3
+ARMS = {  # preset edq-entropy, preset edq, and so on; README says what each is
+    "edq-entropy": "EDQ, entropy bound",
+    "edq-released": "EDQ, as released",
+    "edq-none": "EDQ, no entropy",
+    "diffusion-ql": "Diffusion-QL",
+    "diffusion-bc": "diffusion BC",
+}
+COLOURS = {
+    "edq-entropy": "#3f8f4f",
+    "edq-released": "#0b6e99",
+    "edq-none": "#6bb7d6",
+    "diffusion-ql": "#7a5195",
+    "diffusion-bc": "#c7522a",
+}
+TASKS = {  # as a reader knows them; the hands' sets take the place of D4RL's cloned ones
+    "pen-cloned": "pen-mixed",
+    "hammer-cloned": "hammer-mixed",
+    "pointmaze-medium": "PointMaze medium, *wander*",
+    "pointmaze-large": "PointMaze large, *wander*",
+}
+PEER = "IQL"
+
+Runs = dict[str, dict[str, list[dict]]]  # task -> arm -> rows by seed
+
+
+def runs(records: Path) -> Runs:
+    """Finished runs of every task of SUITES."""
+    rows = []
+    for suite in SUITES:
+        rows += csv_rows(records / "benchmark" / f"{suite}.csv")
+    found: Runs = {}
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        if row["arm"] in ARMS and row["finished"] == "True":
+            arms = found.setdefault(row["task"], {arm: [] for arm in ARMS})
+            arms[row["arm"]].append(row)
+    for task, arms in found.items():
+        equal = {
+            (r["hash"], r["updates"], r["episodes"]) for of_arm in arms.values() for r in of_arm
+        }
+        if len(equal) > 1:
+            raise ValueError(f"runs of {task} differ in data, updates or episodes")
+    return {task: found[task] for task in TASKS if task in found}
+
+
+def first_of(arms: dict[str, list[dict]]) -> dict:
+    """Any run of a task: what all have in common is in it."""
+    return next(row for rows in arms.values() for row in rows)
+
+
+def cell(values: np.ndarray) -> str:
+    """Mean and standard error, and the number of seeds if it is another than SEEDS."""
+    if len(values) == 0:
+        return "-"
+    text = mean_se(values)
+    if len(values) == SEEDS:
+        return text
+    return f"{text} ({len(values)} seed{'s' if len(values) > 1 else ''})"
+
+
+def peer_scores(records: Path, dataset: str) -> np.ndarray:
+    """Last scores of the peer on the same data."""
+    rows = csv_rows(records / "benchmark" / "peer.csv")
+    return column(pick(rows, method=PEER.lower(), dataset=dataset), "last")
+
+
+def headline(records: Path) -> str:
+    """A task a row: the data's own mean, and each method's last score."""
+    lines = []
+    for task, arms in runs(records).items():
+        first = first_of(arms)
+        scores = [cell(column(arms[arm], "last")) for arm in ARMS]
+        scores.append(cell(peer_scores(records, first["dataset"])))
+        updates = f"{int(first['updates']):,}"
+        lines.append([TASKS[task], f"{float(first['data']):.0f}", *scores, updates])
+    head = ["task (stand-in)", "data", *ARMS.values(), f"{PEER} (d3rlpy)", "updates"]
+    return markdown(head, lines)
+
+
+def last_and_best(records: Path) -> str:
+    """A task and an arm a row: every seed's last score, and its best evaluation."""
+    lines = []
+    for task, arms in runs(records).items():
+        for arm, rows in arms.items():
+            if not rows:
+                continue
+            last, best = column(rows, "last"), column(rows, "best")
+            seconds = column(rows, "seconds")
+            lines.append(
+                [
+                    TASKS[task],
+                    ARMS[arm],
+                    ", ".join(f"{score:.0f}" for score in last),
+                    ", ".join(f"{score:.0f}" for score in best),
+                    f"{(best - last).mean():.0f}",
+                    f"{seconds.mean() / 60:.0f}",
+                ]
+            )
+    head = ["task", "arm", "last, per seed", "best, per seed", "best − last", "minutes a run"]
+    return markdown(head, lines)
+
+
+def complete(records: Path) -> Runs:
+    """The tasks of which every arm has SEEDS seeds."""
+    found = {}
+    for task, arms in runs(records).items():
+        if all(len(rows) >= SEEDS for rows in arms.values()):
+            found[task] = {arm: rows[:SEEDS] for arm, rows in arms.items()}
+    return found
+
+
+def estimates(records: Path) -> dict:
+    """By rliable, over the complete tasks, a score being a share of the data's own mean."""
+    tasks = complete(records)
+    key = []
+    for arm in ARMS:
+        by_task = []
+        for arms in tasks.values():
+            own = float(first_of(arms)["data"])
+            by_task.append(column(arms[arm], "last") / own)
+        key.append((arm, tuple(map(tuple, zip(*by_task)))))
+    return of_scores(tuple(key))
+
+
+def aggregates(records: Path) -> str:
+    """Mean and interquartile mean of an arm, and how likely it beats the released one."""
+    if not complete(records):
+        return "No task is complete yet."
+    found = estimates(records)
+    lines = []
+    for arm, name in ARMS.items():
+        cells = [name]
+        for i in (0, 1):
+            point, low, high = (values[i] for values in found["aggregate"][arm])
+            cells.append(f"{point:.2f} ({low:.2f} to {high:.2f})")
+        if arm == "edq-released":
+            cells.append("-")
+        else:
+            point, low, high = (values[0] for values in found["better"][f"{arm},edq-released"])
+            cells.append(f"{point:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(cells)
+    head = ["arm", "mean", "interquartile mean", "P(its run is better than a released one)"]
+    return markdown(head, lines)
+
+
+def curve(records: Path, task: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Updates `[E]` and scores `[seed, E]` of all finished runs."""
+    seeds = [row["seed"] for row in runs(records)[task][arm]]
+    rows = []
+    for suite in SUITES:
+        rows += csv_rows(records / "benchmark" / f"{suite}-curves.csv")
+    rows = pick(rows, task=task, arm=arm)
+    scores = [column(pick(rows, seed=seed), "score") for seed in seeds]
+    steps = column(pick(rows, seed=seeds[0]), "step")
+    return steps, np.array(scores)
+
+
+def steadiness(records: Path) -> str:
+    """Mazes, from the first peak on: how much of it a method keeps."""
+    lines = []
+    for task, arms in runs(records).items():
+        if not task.startswith("pointmaze"):
+            continue
+        for arm, rows in arms.items():
+            if not rows:
+                continue
+            steps, scores = curve(records, task, arm)
+            peak = int(scores.mean(0).argmax())
+            cells = [TASKS[task], ARMS[arm]]
+            cells.append(f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,.0f}")
+            cells.append(", ".join(f"{score:.0f}" for score in scores.mean(0)))
+            cells.append(f"{scores.min():.0f}")
+            cells.append(f"{scores.std(1, ddof=1).mean():.0f}")
+            lines.append(cells)
+    head = ["task", "arm", "highest mean of the seeds", "mean at each evaluation"]
+    return markdown([*head, "worst of a seed", "std over evaluations"], lines)
+
+
+def tables(records: Path) -> dict[str, str]:
+    return {
+        "evidence": headline(records),
+        "evidence-best": last_and_best(records),
+        "evidence-aggregates": aggregates(records),
+        "evidence-steadiness": steadiness(records),
+    }
+
+
+def figures(records: Path, out: Path):
+    """Score against updates: a panel a task, a thin line a seed, a thick one their mean."""
+    found = runs(records)
+    figure = Figure((3.6 * len(found) + 1.8, 3.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(found)))
+    for axes, (task, arms) in zip(panels, found.items()):
+        for arm in [arm for arm in ARMS if arms[arm]][::-1]:
+            steps, scores = curve(records, task, arm)
+            colour = COLOURS[arm]
+            axes.plot(steps / 1000, scores.T, color=colour, linewidth=0.6, alpha=0.5)
+            axes.plot(steps / 1000, scores.mean(0), color=colour, linewidth=2, label=ARMS[arm])
+        own = float(first_of(arms)["data"])
+        axes.axhline(own, color="grey", linestyle=":", linewidth=1, label="mean of the data")
+        axes.set_title(TASKS[task].replace("*", ""), fontsize=10)
+        axes.set_xlabel("thousand updates")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("score, or success in %")
+    handles = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels()):
+            handles[name] = handle
+    figure.legend(handles.values(), handles, loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(out / "evidence.png", dpi=110)
