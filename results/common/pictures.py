@@ -90,7 +90,7 @@ def pairs(rows, x: str, y: str) -> np.ndarray:
     return np.stack([column(rows, x), column(rows, y)], 1)
 
 
-def read_panel(folder: Path, name: str) -> draw_paths.Panel:
+def read_panel(folder: Path, name: str, title: str, most: int | None) -> draw_paths.Panel:
     """What draw_paths.py draws of a run."""
     run, rows = read_record(folder / f"paths-{name}.csv")
     args = draw_paths.edq.Args(**run["args"])
@@ -101,9 +101,12 @@ def read_panel(folder: Path, name: str) -> draw_paths.Panel:
         goals=pairs(rows, "goal_x", "goal_y"),
         arrived=[row["arrived"] == 1 for row in rows],
         states=pairs(states, "x", "y"),
+        title=title,
+        most=most,
     )
 
 
-def draw_mazes(folder: Path, names, path: Path):
-    """A panel a recorded run."""
-    draw_paths.draw([read_panel(folder, name) for name in names], path)
+def draw_mazes(folder: Path, titles: dict, path: Path, columns: int = 2, most: int | None = None):
+    """A panel a recorded run, by its name with its title; of each run the first `most` paths."""
+    panels = [read_panel(folder, name, title, most) for name, title in titles.items()]
+    draw_paths.draw(panels, path, columns)

@@ -51,6 +51,8 @@ class Panel(NamedTuple):
     goals: np.ndarray  # `[E, 2]`
     arrived: list[bool]
     states: np.ndarray  # `[N, 2]`, positions in the data
+    title: str = ""  # by default task, preset and seed
+    most: int | None = None  # how many paths are drawn, the first ones; all are counted
 
 
 def positions(obs: np.ndarray) -> np.ndarray:
@@ -125,22 +127,23 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
         (True, "#0b6e99", "arrived"),
     ):
         lines = [GAP]
-        for path, success in zip(panel.paths, panel.arrived):
+        for path, success in zip(panel.paths[: panel.most], panel.arrived):
             if success == arrived:
                 lines += [path, GAP]
         ax.plot(*np.vstack(lines).T, color=colour, lw=0.8, alpha=0.7, label=word)
-    starts = np.array([path[0] for path in panel.paths])
+    starts = np.array([path[0] for path in panel.paths[: panel.most]])
     ax.plot(*starts.T, "o", color="white", mec="black", ms=5, label="start")
-    ax.plot(*panel.goals.T, "*", color="gold", mec="black", ms=11, label="goal")
+    goals = panel.goals[: panel.most]
+    ax.plot(*goals.T, "*", color="gold", mec="black", ms=11, label="goal")
     count = f"{sum(panel.arrived)} of {len(panel.paths)} arrive"
     args = panel.args
-    title = f"{args.env_id}, {args.preset}, seed {args.seed}: {count}"
-    ax.set(xticks=[], yticks=[], title=title)
+    title = panel.title or f"{args.env_id}, {args.preset}, seed {args.seed}"
+    ax.set(xticks=[], yticks=[], title=f"{title}: {count}")
 
 
-def draw(panels: list[Panel], out: Path) -> None:
+def draw(panels: list[Panel], out: Path, columns: int = 2) -> None:
     """Draw all panels, then put the picture in its place in one step."""
-    columns = min(len(panels), 2)
+    columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
     shapes = [np.shape(edq.TASKS[panel.args.env_id].env_kwargs["maze_map"]) for panel in panels]
     height = 6 * max((y - 2) / (x - 2) for y, x in shapes) + 0.4  # inches; a panel is 6 wide

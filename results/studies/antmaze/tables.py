@@ -17,7 +17,10 @@ from results.studies.antmaze import suspects
 from results.studies.benchmark.scores import ARMS, COLOURS
 
 SUITE = "antmaze-gpu"
-PATHS = [f"antmaze-large-diverse-{arm}-0" for arm in ("edq", "diffusion-ql", "diffusion-bc")]
+PATHS = {
+    f"antmaze-large-diverse-{arm}-0": ARMS[arm] for arm in ("edq", "diffusion-ql", "diffusion-bc")
+}
+SHOWN = 20  # of the 100 paths of an evaluation: more hide one another
 
 
 def curves(records: Path):
@@ -60,47 +63,53 @@ def reached(records: Path) -> str:
     return markdown([*head, "updates a second", "minutes", "hardware"], rows)
 
 
-def critics_say(row: dict):
-    """What the critics of a run say of some states; dashes if it has none."""
-    if not row["q_data"]:
-        return ["-"] * 7
-    equal = row["steps_left"] == "1"  # all returns are equal there
-    correlation = "-" if equal else f"{float(row['q_and_return']):.2f}"
-    names = ("member_std", "member_std_spread", "lcb_spread", "next_q_spread", "q_and_next_q")
-    others = [f"{float(row[name]):.2f}" for name in names]
-    return [f"{float(row['q_data']):.0f}", correlation, *others]
-
-
-def inside(records: Path) -> str:
-    """What critics and policies say, by the steps that the data still take."""
+def critics(records: Path) -> str:
+    """What the critics say of the data's action and of the candidates, by the steps that the data
+    still take."""
     rows = []
     for row in csv_rows(records / "antmaze" / "inside.csv"):
-        returns = f"{float(row['return']):.0f} ± {float(row['return_std']):.0f}"
-        policy, data = 100 * float(row["saturated"]), 100 * float(row["saturated_data"])
+        if not row["q_data"]:
+            continue
+        equal = row["steps_left"] == "1"  # all returns are equal there
+        names = ("member_std", "member_std_spread", "lcb_spread", "next_q_spread", "q_and_next_q")
         rows.append(
             [
                 ARMS[row["preset"]],
                 row["steps_left"],
-                returns,
-                *critics_say(row),
-                f"{float(row['spread']):.2f}",
-                f"{policy:.0f} ({data:.0f})",
-                f"{float(row['entropy_bound']):.2f}",
+                f"{float(row['return']):.0f} ± {float(row['return_std']):.0f}",
+                f"{float(row['q_data']):.0f}",
+                "-" if equal else f"{float(row['q_and_return']):.2f}",
+                *(f"{float(row[name]):.2f}" for name in names),
             ]
         )
     head = [
-        "run",
+        "critics",
         "steps to the goal",
         "return of the data",
-        "Q of its action",
-        "correlation of the two",
+        "Q of the data's action",
+        "correlation of Q with the return",
         "std over members",
-        "how much that differs among the candidates (std)",
-        "their LCB (std)",
-        "value of where they lead (std)",
-        "its correlation with their Q",
-        "their action components (std)",
-        "components at the edge of the box, % (of the data's)",
+        "how much the std over members differs among candidates (std)",
+        "LCB of the candidates (std)",
+        "value of where the candidates lead (std)",
+        "correlation of that value with the candidates' Q",
+    ]
+    return markdown(head, rows)
+
+
+def policies(records: Path) -> str:
+    """How far apart the candidates of each policy are, by the steps that the data still take."""
+    rows = []
+    for row in csv_rows(records / "antmaze" / "inside.csv"):
+        at_edge = [f"{100 * float(row[name]):.0f}" for name in ("saturated", "saturated_data")]
+        spread, entropy = (f"{float(row[name]):.2f}" for name in ("spread", "entropy_bound"))
+        rows.append([ARMS[row["preset"]], row["steps_left"], spread, *at_edge, entropy])
+    head = [
+        "policy",
+        "steps to the goal",
+        "std of a component over candidates",
+        "components at the edge of the box, %",
+        "of the data's actions, %",
         "entropy bound, nats per dimension",
     ]
     return markdown(head, rows)
@@ -153,7 +162,8 @@ def walks(records: Path) -> str:
 def tables(records: Path) -> dict[str, str]:
     return {
         "antmaze-gpu": reached(records),
-        "antmaze-gpu-inside": inside(records),
+        "antmaze-gpu-critics": critics(records),
+        "antmaze-gpu-policies": policies(records),
         "antmaze-gpu-walks": walks(records),
         "antmaze-gpu-precision": precision(records),
         **suspects.tables(records),
@@ -161,32 +171,25 @@ def tables(records: Path) -> dict[str, str]:
 
 
 def draw_curves(records: Path, path: Path):
-    """Success, mean Q and diffusion loss against updates."""
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    success, q, loss = figure.subplots(1, 3)
-    for (arm, seed), rows in curves(records).items():
+    """Mean Q and diffusion loss against updates; success is 0 in every evaluation."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    q, loss = figure.subplots(1, 2)
+    for (arm, _), rows in curves(records).items():
         style = dict(color=COLOURS[arm], marker="o", ms=3, label=ARMS[arm])
         steps = column(rows, "step") / 1000
-        scores = column(rows, "score")
-        episodes = int(run_of(records, arm, seed)["episodes"])
-        ends = [success_interval(score, episodes) for score in scores]
-        below = [score - low for score, (low, _) in zip(scores, ends)]
-        above = [high - score for score, (_, high) in zip(scores, ends)]
-        success.errorbar(steps, scores, [below, above], capsize=2, **style)
         if has_critics(rows):
             q.plot(steps, column(rows, "q_mean"), **style)
         loss.plot(steps, column(rows, "diffusion"), **style)
-    success.set(ylabel="success in %, exact 95 %", ylim=(-2, 20))
     q.set(ylabel="mean Q at the policy's action")
     loss.set(ylabel="diffusion loss")
-    for axes in (success, q, loss):
+    for axes in (q, loss):
         axes.set(xlabel="updates, thousands", xlim=(0, None))
         axes.grid(alpha=0.3)
     loss.set_ylim(0, None)
-    success.legend(fontsize=8, frameon=False)
+    loss.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def figures(records: Path, out: Path):
     draw_curves(records, out / "antmaze-gpu.png")
-    draw_mazes(records / "antmaze", PATHS, out / "antmaze-gpu-paths.png")
+    draw_mazes(records / "antmaze", PATHS, out / "antmaze-gpu-paths.png", columns=3, most=SHOWN)

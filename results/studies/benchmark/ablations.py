@@ -20,8 +20,9 @@ BASE = "edq"
 SUITES = {  # suite: title in the picture
     "ablation-maze": "pointmaze-medium, wander",
     "ablation-hopper": "hopper-medium-replay, stand-in",
-    "ablation-door": "door-human, stand-in",
+    "ablation-door": "door-human",
 }
+DIGITS = {"ablation-door": 2}  # of means and differences, where scores are as close as 0.1
 
 
 def recorded(records: Path):
@@ -54,7 +55,7 @@ def arms(records: Path, suite: str):
     return {name: found[name] for name in names}
 
 
-def difference(rows, base) -> str:
+def difference(rows, base, digits: int = 1) -> str:
     """Mean over the seeds that both have of the difference, and half the width of its interval."""
     of_base = {row["seed"]: float(row["last"]) for row in base}
     values = []
@@ -65,19 +66,20 @@ def difference(rows, base) -> str:
     if len(values) < 2:
         return "-"
     if values.std() == 0:  # no spread to make an interval of: a rounding, not certainty
-        return f"{values.mean():+.1f}"
+        return f"{values.mean():+.{digits}f}"
     mean, half = interval(values)
-    return f"{mean:+.1f} ± {half:.1f}"
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
 
 def table(records: Path, suite: str) -> str:
     all_arms = arms(records, suite)
+    digits = DIGITS.get(suite, 1)
     rows = []
     for arm, of_arm in all_arms.items():
         last = column(of_arm, "last")
         seeds = ", ".join(f"{value:g}" for value in last)
-        against = "" if arm == BASE else difference(of_arm, all_arms[BASE])
-        rows.append([arm, mean_se(last), seeds, against])
+        against = "" if arm == BASE else difference(of_arm, all_arms[BASE], digits)
+        rows.append([arm, mean_se(last, digits), seeds, against])
     return markdown(["arm", "last score", "of each seed", "difference from `edq`"], rows)
 
 
@@ -86,19 +88,19 @@ def tables(records: Path) -> dict[str, str]:
 
 
 def panel(axes: Axes, all_arms):
-    """A line an arm, a dot a seed, a bar their mean."""
-    dots = dict(color="#0b6e99", alpha=0.55, markersize=5, markeredgewidth=0)
+    """A line an arm, a dot a seed, a bar their mean; equal scores lie above each other."""
     for i, of_arm in enumerate(all_arms.values()):
-        last = column(of_arm, "last")
+        last = np.sort(column(of_arm, "last"))
+        first = np.searchsorted(last, last)  # of those that are equal
+        height = -i + 0.22 * (np.arange(len(last)) - first)
         mean = last.mean()
-        height = np.full(len(last), -i)
-        axes.plot(last, height, "o", **dots)
-        axes.vlines(mean, -i - 0.3, -i + 0.3, color="black", linewidth=2)
+        axes.plot(last, height, "o", color="#0b6e99", markersize=4, label="a seed")
+        axes.vlines(mean, -i - 0.3, -i + 0.3, color="black", linewidth=2, label="mean")
     base = column(all_arms[BASE], "last").mean()
-    axes.axvline(base, color="grey", linewidth=0.8, linestyle=":")
+    axes.axvline(base, color="grey", linewidth=1, linestyle=":", label=f"mean of {BASE}")
     heights = -np.arange(len(all_arms))
     axes.set_yticks(heights, list(all_arms), fontsize=8)
-    axes.set_xlabel("last score of each seed")
+    axes.set_xlabel("last score")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -108,6 +110,11 @@ def figures(records: Path, out: Path):
     figure = Figure((11, 6), layout="constrained")
     panels = figure.subplots(1, len(suites), squeeze=False)
     for axes, suite in zip(panels[0], suites):
-        panel(axes, arms(records, suite))
-        axes.set_title(SUITES[suite], fontsize=10)
+        all_arms = arms(records, suite)
+        panel(axes, all_arms)
+        data = float(all_arms[BASE][0]["data"])
+        axes.set_title(f"{SUITES[suite]}; the data: {data:.1f}", fontsize=9)
+    by_label = dict(zip(*panels[0, 0].get_legend_handles_labels()[::-1]))
+    style = dict(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(by_label.values(), by_label.keys(), **style)
     figure.savefig(out / "ablations.png", dpi=110)

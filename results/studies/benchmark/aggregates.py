@@ -1,4 +1,4 @@
-"""Aggregates over tasks with their intervals, by rliable (Agarwal et al. 2021).
+"""Aggregates over the mazes with their intervals, by rliable (Agarwal et al. 2021).
 
 A bootstrap draws anew within each task from its seeds. With three seeds the intervals are too
 narrow: three values drawn anew have two thirds of the unbiased variance, so that what is meant for
@@ -14,7 +14,7 @@ import numpy as np
 from rliable import library, metrics
 
 from results.common.records import column
-from results.studies.benchmark.scores import ARMS, runs
+from results.studies.benchmark.scores import ARMS, mazes
 
 RESAMPLES = 1000
 TAUS = np.linspace(0, 100, 51)
@@ -59,14 +59,14 @@ def of_scores(key: tuple):
         pairs[f"{x},{y}"] = scores[x], scores[y]
     return {
         "aggregate": bootstrapped(scores, mean_and_iqm),
-        "profile": bootstrapped(scores, profile),
+        "profile": {arm: profile(of_arm) for arm, of_arm in scores.items()},
         "better": bootstrapped(pairs, improvement),
     }
 
 
 def estimates(records: Path):
     """Of each arm mean and interquartile mean, profile, and P(it beats another)."""
-    tasks = runs(records).values()
+    tasks = mazes(records).values()
     key = []  # hashable, for the cache
     for arm in ARMS:
         by_task = [column(task[arm], "last") for task in tasks]

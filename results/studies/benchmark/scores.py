@@ -29,6 +29,7 @@ COLOURS = {
     "diffusion-ql": "#7a5195",
     "diffusion-bc": "#c7522a",
 }
+MAZES = ("pointmaze", "small-antmaze")  # suites scored by success in %
 SEEDS = 3
 
 Runs = dict[tuple[str, str], dict[str, list[dict]]]  # (suite, task) -> arm -> rows by seed
@@ -66,6 +67,11 @@ def runs(records: Path) -> Runs:
                 check_equal(task, [row for chosen in arms.values() for row in chosen])
                 found[suite, task] = arms
     return found
+
+
+def mazes(records: Path) -> Runs:
+    """Those of them that are mazes: success and D4RL's scores have no common scale."""
+    return {(suite, task): of for (suite, task), of in runs(records).items() if suite in MAZES}
 
 
 def label(suite: str, task: str) -> str:

@@ -11,15 +11,15 @@ from results.common.pictures import draw_mazes
 from results.common.records import column, csv_rows, markdown
 from results.studies.benchmark import ablations, first_runs, made_sets, pilots, published
 from results.studies.benchmark.aggregates import TAUS, estimates
-from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, runs
+from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, mazes, runs
 
-EMBEDDED_PATHS = ["pointmaze-umaze-embedded-edq-0"]
-MAZE_PATHS = [  # the seed with EDQ's median score
-    "pointmaze-rare-edq-1",
-    "pointmaze-rare-diffusion-bc-1",
-    "pointmaze-medium-edq-1",
-    "pointmaze-medium-diffusion-bc-1",
-]
+EMBEDDED_PATHS = {"pointmaze-umaze-embedded-edq-0": "EDQ, embedded set"}
+MAZE_PATHS = {  # the seed with EDQ's median score
+    "pointmaze-rare-edq-1": "EDQ, rare",
+    "pointmaze-rare-diffusion-bc-1": "BC, rare",
+    "pointmaze-medium-edq-1": "EDQ, wander (medium)",
+    "pointmaze-medium-diffusion-bc-1": "BC, wander (medium)",
+}
 LATE = 20_000  # updates of the medium maze after which training counts as late
 PARTS = (ablations, first_runs, made_sets, pilots, published)
 
@@ -37,7 +37,7 @@ def headline(records: Path) -> str:
 
 
 def aggregates(records: Path) -> str:
-    """Mean and interquartile mean over tasks, with their intervals."""
+    """Mean and interquartile mean over the mazes, with their intervals."""
     found = estimates(records)["aggregate"]
     rows = []
     for i, name in enumerate(("mean", "interquartile mean")):
@@ -45,7 +45,7 @@ def aggregates(records: Path) -> str:
         for arm in ARMS:
             point, low, high = (values[i] for values in found[arm])
             cells.append(f"{point:.1f} ({low:.1f} to {high:.1f})")
-        rows.append([f"{name} of the tasks (interval)", *cells])
+        rows.append([f"{name} of the mazes (interval)", *cells])
     return markdown(["", *ARMS.values()], rows)
 
 
@@ -142,23 +142,20 @@ def draw_aggregates(axes: Axes, found: dict):
         draw_interval(axes, i + 0.15, iqm, arm)
     names = list(ARMS.values())
     axes.set_yticks(range(len(names)), names[::-1])
-    axes.set_xlabel("score; ● interquartile mean, ◆ mean")
+    axes.set_xlabel("success in %; ● interquartile mean, ◆ mean")
 
 
 def draw_profile(axes: Axes, found: dict):
-    for arm in [*ARMS][::-1]:
-        point, low, high = found["profile"][arm]
-        colour = COLOURS[arm]
-        axes.step(TAUS, point, where="post", color=colour, label=ARMS[arm])
-        style = dict(step="post", alpha=0.12, linewidth=0)
-        axes.fill_between(TAUS, low, high, color=colour, **style)
-    axes.set(xlabel="score τ", ylabel="share of runs above τ", ylim=(0, 1))
-    axes.set_title("performance profile", fontsize=10)
+    """Without intervals: those of nine runs cover one another."""
+    for arm in ARMS:
+        axes.step(TAUS, found["profile"][arm], where="post", color=COLOURS[arm], label=ARMS[arm])
+    axes.set(xlabel="success τ in %", ylabel="share of runs above τ", ylim=(0, 1.02))
+    axes.set_title("performance profile, no intervals", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
 
 
 def draw_improvement(axes: Axes, found: dict):
-    """How likely a run of EDQ beats one of another method on the same task."""
+    """How likely a run of EDQ beats one of another method in the same maze."""
     others = [arm for arm in ARMS if arm != "edq"][::-1]
     for i, arm in enumerate(others):
         (estimate,) = np.transpose(found["better"][f"edq,{arm}"])
@@ -174,7 +171,7 @@ def draw_benchmark(records: Path, path: Path):
     figure = Figure((11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1))
     draw_aggregates(left, found)
-    left.set_title(f"{len(runs(records))} tasks, last evaluation", fontsize=10)
+    left.set_title(f"{len(mazes(records))} mazes, last evaluation", fontsize=10)
     draw_profile(middle, found)
     draw_improvement(right, found)
     for axes in (left, middle, right):
@@ -183,15 +180,13 @@ def draw_benchmark(records: Path, path: Path):
 
 
 def draw_curves(axes: Axes, records: Path, task: str, column: str, arms):
-    """Mean and range of the seeds against updates."""
-    for arm in arms[::-1]:
+    """Mean of the seeds against updates, and a thin line a seed."""
+    for arm in arms:
         steps, values = curve(records, task, arm, column)
         thousands = steps / 1000
-        low = values.min(0)
-        high = values.max(0)
         colour = COLOURS[arm]
-        axes.plot(thousands, values.mean(0), color=colour, linewidth=2, label=ARMS[arm])
-        axes.fill_between(thousands, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(thousands, values.T, color=colour, linewidth=0.7, alpha=0.6)
+        axes.plot(thousands, values.mean(0), color=colour, linewidth=2.2, label=ARMS[arm])
     axes.set_xlabel("thousand updates")
     plain(axes)
 
@@ -202,22 +197,21 @@ def draw_stability(records: Path, path: Path):
     for (suite, task), arms in runs(records).items():
         if suite == "pointmaze":
             found[task] = arms
-    figure = Figure((13, 3.3), layout="constrained")
+    figure = Figure((13, 3.6), layout="constrained")
     *panels, last = figure.subplots(1, len(found) + 1)
     for axes, (task, arms) in zip(panels, found.items()):
         draw_curves(axes, records, task, "score", [*ARMS])
         of_data = float(arms["edq"][0]["data"])
-        axes.axhline(of_data, color="grey", linewidth=1, linestyle=":")
+        style = dict(color="black", linewidth=1.2, linestyle=":")
+        axes.axhline(of_data, label="episodes of the data", **style)
         axes.set_title(task, fontsize=10)
         axes.set_ylim(-2, 102)
     with_q = [arm for arm in ARMS if arm != "diffusion-bc"]
     draw_curves(last, records, "pointmaze-medium", "q_mean", with_q)
     last.set_title("medium: mean Q", fontsize=10)
-    panels[0].set_ylabel("success in %, mean and range of seeds")
+    panels[0].set_ylabel("success in %: seeds, and their mean")
     handles, labels = panels[0].get_legend_handles_labels()
-    handles.reverse()
-    labels.reverse()
-    style = dict(loc="outside right upper", fontsize=8, frameon=False)
+    style = dict(loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     figure.legend(handles, labels, **style)
     figure.savefig(path, dpi=110)
 

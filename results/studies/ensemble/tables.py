@@ -37,8 +37,8 @@ def lcb_noise(members: int, beta: float) -> float:
 def pessimism_table() -> str:
     betas = (1, 2, 4)
     rows = []
-    for members in (2, 4, 8, 16, 32, 64, 128):
-        row = [str(members), f"{minimum_as_beta(members):.2f}"]
+    for members in (2, 4, 8, 16, 32, 64, 128, 10_000):
+        row = [f"{members:,}", f"{minimum_as_beta(members):.2f}"]
         row += [f"{lcb_noise(members, beta):.2f}" for beta in betas]
         rows.append(row)
     head = ["members M", "beta of which the minimum is the LCB"]

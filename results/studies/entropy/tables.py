@@ -17,6 +17,7 @@ KNOWN = {
 }
 LEARNED = ["rare", "wander", "hopper"]
 UPDATES = 3000  # the larger budget of the known tasks
+OFFSETS = {0.003: (-26, 6), 0.1: (-4, -11), 0.3: (6, -4), 1.0: (5, -3)}  # points, of labels
 ESTIMATORS = [
     "released",
     "bridge",
@@ -52,9 +53,9 @@ COLOURS = {
     "none": "black",
     "released": "#b2182b",
     "quad": "#ef8a62",
-    "bridge": "#999999",
+    "bridge": "#e7298a",
     "score": "#5aae61",
-    "noise": "#888888",
+    "noise": "#7f6000",
     "chain": "#2166ac",
     "chainJ": "#053061",
     "pathkl": "#9970ab",
@@ -357,11 +358,15 @@ def draw_raised(ax: Axes, rows: list[dict], title: str) -> None:
 def draw_ranks(ax: Axes, rows: list[dict]) -> None:
     """Rank correlation of each estimate with the truth."""
     names = ESTIMATORS[::-1]
+    ranks = [judged(rows, name)[0] for name in names]
     ax.barh(
-        ["(neighbours)" if name == "knn" else name for name in names],
-        [judged(rows, name)[0] for name in names],
-        color=[COLOURS.get(name, "0.6") for name in names],
+        ["nearest\nneighbours" if name == "knn" else name for name in names],
+        ranks,
+        color=[COLOURS.get(name, "#1b9e77") for name in names],
     )
+    for at, rank in enumerate(ranks):
+        if abs(rank) < 0.005:  # else the row looks forgotten
+            ax.text(0.02, at, "0", va="center", fontsize=9)
     ax.axvline(0, color="black", lw=0.8)
     ax.set(xlim=(-1, 1), xlabel="rank correlation with the truth")
     ax.set_title("does the estimate see the entropy?", fontsize=10)
@@ -376,6 +381,11 @@ def draw_value(ax: Axes, rows: list[dict]) -> None:
         x = [values(rows, "entropy", arm=a, coef=c).mean() for a, c in points]
         y = [values(rows, "value_50", arm=a, coef=c).mean() for a, c in points]
         ax.plot(x, y, "o-", color=COLOURS[arm], label=LABELS.get(arm, arm), lw=2, ms=4)
+        if arm == "released":  # its line turns back: say which point is which weight
+            at = {coef: point for (_, coef), point in zip(points, zip(x, y)) if coef in OFFSETS}
+            for coef, point in at.items():
+                style = dict(xytext=OFFSETS[coef], textcoords="offset points", fontsize=7)
+                ax.annotate(f"{coef:g}", point, color=COLOURS[arm], **style)
     ax.set(xlabel="true entropy, nats", ylabel="value of the best of 50 actions")
     ax.set_title("what it buys at equal entropy", fontsize=10)
     ax.legend(frameon=False, fontsize=8)

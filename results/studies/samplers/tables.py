@@ -27,12 +27,13 @@ SCHEDULES = {
     "constant": "#CC79A7",
     "vp": "#000000",
 }
+NAMES = {"vp": "vp (DDPM's betas as theta_t, scaled as the others)"}
 TITLES = {
     "distance": "On one mode two posterior steps are at least 7 times nearer than two Euler steps; "
     "on several\nmodes Euler steps are nearer at T = 5, and all samplers are within 0.07 "
     "from T = 20 on (cosine)",
     "schedules": "Posterior sampler, exact networks: at T = 5 the linear schedule is nearest,\n"
-    "but cosine is where a mode lies in the middle (three modes, checker)",
+    "except where a mode lies in the middle: there cosine is (three modes, checker)",
     "modes": "Five steps find one mode, too narrow, and blur several; fifty steps keep all modes\n"
     "(exact networks, cosine; high peaks are cut)",
     "points": "Five posterior steps fill the space between the modes, fifty keep them apart\n"
@@ -232,7 +233,7 @@ def schedules_figure(records: Path) -> Figure:
     figure, axes = panels(records)
     for (name, ax), (schedule, colour) in product(axes.items(), SCHEDULES.items()):
         mine = pick(rows, distribution=name, schedule=schedule)
-        draw_line(ax, mine, "posterior", color=colour, label=schedule)
+        draw_line(ax, mine, "posterior", color=colour, label=NAMES.get(schedule, schedule))
     shared_legend(figure, axes["one mode"], ncols=5)
     figure.suptitle(TITLES["schedules"], fontsize=12)
     return figure

@@ -135,10 +135,11 @@ def precision(records: Path) -> str:
     table = []
     for task, M in dict.fromkeys((row["task"], row["M"]) for row in rows):
         of_size = pick(rows, task=task, M=M)
+        (updates,) = {row["updates"] for row in of_size}
         fp32, bf16 = pick(of_size, lcb_in="fp32"), pick(of_size, lcb_in="bf16")
         mean = {name: statistics.mean(row[name] for row in bf16) for name in NUMBERS}
         fp32_error = statistics.mean(row["lcb_error_rms"] for row in fp32)
-        cells = [task, f"{M:.0f}", f"{mean['mean_abs_q']:.0f}"]
+        cells = [task, f"{M:.0f}", f"{updates:,.0f}", f"{mean['mean_abs_q']:.0f}"]
         cells += [f"{mean[x]:.1f}" for x in ("lcb_std_over_candidates", "ensemble_std")]
         cells += [f"{fp32_error:.2g}", f"{mean['lcb_error_rms']:.2g}"]
         cells += [f"{100 * mean[x]:.2g} %" for x in ("probability_moved", "best_changed")]
@@ -146,7 +147,8 @@ def precision(records: Path) -> str:
             scores = [f"{row['score']:.3g}" for row in pick(bf16, trained_in=trained)]
             cells.append(", ".join(scores) or "-")
         table.append(cells)
-    head = ["networks", "M", r"\|Q\|", "LCB over the candidates, std", "Q over the members, std"]
+    head = ["networks", "M", "updates", r"\|Q\|"]
+    head += ["LCB over the candidates, std", "Q over the members, std"]
     head += ["error of the LCB, fp32", "bf16", "probability moved, bf16"]
     head += ["best candidate changed, bf16", "final scores, trained in fp32", "in bf16"]
     return markdown(head, table)
@@ -204,7 +206,7 @@ def panel(axes: Axes, rows, x: str, first: dict):
     axes.set_xscale("log", base=2)
     axes.set_xticks(xs, [str(v) for v in xs])
     axes.minorticks_off()
-    axes.set_ylabel("ms per update")
+    axes.set(yscale="log", ylim=(5, 2500))  # in both panels: they share their scale
     axes.grid(alpha=0.3)
 
 
@@ -212,14 +214,14 @@ def figures(records: Path, out: Path):
     """speed.png: cost against M and against T."""
     rows = csv_rows(records / "speed" / "cpu.csv")
     first = rows[0]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     panel(left, rows, "M", first)
     panel(right, rows, "T", first)
-    left.set(xlabel="M, critics", yscale="log")
+    left.set(xlabel="M, critics", ylabel="ms of an update; median, range")
     right.set(xlabel="T, diffusion steps")
-    right.set_ylim(bottom=0)
-    left.legend(fontsize=8)
+    style = dict(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), **style)
     where = f"{first['cpu']}, {first['threads']} threads"
     left.set_title(f"T = {first['T']}, batch {first['B']}: {where}", fontsize=9)
     right.set_title(f"M = {first['M']}, batch {first['B']}", fontsize=9)

@@ -248,12 +248,17 @@ def draw_estimators(ax: Axes, runs: list[dict], acting: str) -> None:
             rows = pick(runs, method=used, estimator=estimator)
             points = column(rows, f"return_{acting}")
             y = at + offset
-            ax.plot(bootstrap(points), [y, y], color=colour, lw=1.5)
-            ax.plot(points, [y] * len(points), "|", color=colour, ms=4, alpha=0.5)
-            label = members if at == 0 else None
-            ax.plot(points.mean(), y, mark, color=colour, ms=5, label=label)
+            first = at == 0  # one entry in the legend
+            seeds = dict(marker="|", ls="", color=colour, ms=5, alpha=0.5)
+            ax.plot(
+                points, [y] * len(points), label=f"{members}: a seed" if first else None, **seeds
+            )
+            interval = dict(color=colour, lw=1.5, marker=mark, ms=5, markevery=[1])
+            low, high = bootstrap(points)
+            label = f"{members}: mean and its 95 % interval" if first else None
+            ax.plot([low, points.mean(), high], [y] * 3, label=label, **interval)
     cloned = column(pick(runs, method="cloning"), "return_one").mean()
-    ax.axvline(cloned, color="0.5", ls=":", lw=1.2, label="cloning, K = 1")
+    ax.axvline(cloned, color="0.5", ls=":", lw=1.2, label="mean of cloning, K = 1")
     ax.set_yticks(range(len(ESTIMATORS) + 1), ["none", *ESTIMATORS])
     ax.set(xlabel="return", title=ACTING[acting])
     ax.spines[["top", "right"]].set_visible(False)
@@ -277,10 +282,11 @@ def figures(records: Path, out: Path) -> None:
     fig.tight_layout()
     fig.savefig(out / "toy.png", metadata=no_software)
 
-    fig = Figure(figsize=(11, 3.8), dpi=110)
+    fig = Figure(figsize=(11, 4.3), dpi=110, layout="constrained")
     for ax, acting in zip(fig.subplots(1, 3, sharey=True), ACTING):
         draw_estimators(ax, runs, acting)
     fig.axes[0].invert_yaxis()
-    fig.axes[0].legend(frameon=False, fontsize=8)
-    fig.tight_layout()
+    fig.axes[0].set_ylabel("entropy term")
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     fig.savefig(out / "toy-estimators.png", metadata=no_software)
