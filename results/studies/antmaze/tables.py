@@ -98,21 +98,22 @@ def critics(records: Path) -> str:
 
 
 def policies(records: Path) -> str:
-    """How far apart the candidates of each policy are, by the steps that the data still take."""
-    rows = []
-    for row in csv_rows(records / "antmaze" / "inside.csv"):
-        at_edge = [f"{100 * float(row[name]):.0f}" for name in ("saturated", "saturated_data")]
-        spread, entropy = (f"{float(row[name]):.2f}" for name in ("spread", "entropy_bound"))
-        rows.append([ARMS[row["preset"]], row["steps_left"], spread, *at_edge, entropy])
-    head = [
-        "policy",
-        "steps to the goal",
-        "std of a component over candidates",
-        "components at the edge of the box, %",
-        "of the data's actions, %",
-        "entropy bound, nats per dimension",
-    ]
-    return markdown(head, rows)
+    """How far apart the candidates of each policy are; a row a distance of the data's states."""
+    all_rows = csv_rows(records / "antmaze" / "inside.csv")
+    presets = dict.fromkeys(row["preset"] for row in all_rows)
+    table = []
+    for steps in dict.fromkeys(row["steps_left"] for row in all_rows):
+        here = pick(all_rows, steps_left=steps)
+        cells = []
+        for preset in presets:
+            (row,) = pick(here, preset=preset)
+            at_edge = 100 * float(row["saturated"])
+            spread, entropy = (f"{float(row[name]):.2f}" for name in ("spread", "entropy_bound"))
+            cells.append(f"{spread}, {at_edge:.0f} %, {entropy}")
+        of_data = f"{100 * float(here[0]['saturated_data']):.0f} %"
+        table.append([steps, *cells, of_data])
+    head = ["steps to the goal", *(ARMS[preset] for preset in presets), "data, at the edge"]
+    return markdown(head, table)
 
 
 def precision(records: Path) -> str:
