@@ -113,6 +113,7 @@ def row_of(folder: Path) -> dict:
         "standard_error": round(last["standard_error"], 1),
         "best": round(best["score"], 1),
         "best_at": best["step"],
+        "scores": ", ".join(f"{point['score']:.0f}" for point in history),
     }
     row |= {name: args.get(name, "") for name in USED}
     row |= {name: float(metrics[-1].get(of) or 0) for name, of in CURVE.items()}
@@ -180,12 +181,12 @@ def pilots(records: Path) -> str:
                 scaled,
                 f"{row['updates']:,.0f}",
                 score_text(row),
-                f"{row['best']:.0f} at {row['best_at']:,.0f}",
+                str(row["scores"]).removesuffix(".0"),
                 f"{row['data']:.1f}",
             ]
         )
     head = ["task (stand-in)", "method", "width, batch", "actor rate", "eta", "tau", "rewards"]
-    head += ["acting", "standardised", "updates", "last", "best", "data"]
+    head += ["acting", "standardised", "updates", "last", "at each evaluation", "data"]
     return markdown(head, lines)
 
 
