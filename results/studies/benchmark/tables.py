@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from results.common.intervals import mean_se
 from results.common.pictures import draw_mazes
 from results.common.records import column, csv_rows, markdown
-from results.studies.benchmark import ablations, first_runs, made_sets, pilots, published
+from results.studies.benchmark import ablations, evidence, first_runs, made_sets, pilots, published
 from results.studies.benchmark.aggregates import TAUS, estimates
 from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, mazes, runs
 
@@ -21,7 +21,7 @@ MAZE_PATHS = {  # the seed with EDQ's median score
     "pointmaze-medium-diffusion-bc-1": "BC, wander (medium)",
 }
 LATE = 20_000  # updates of the medium maze after which training counts as late
-PARTS = (ablations, first_runs, made_sets, pilots, published)
+PARTS = (ablations, evidence, first_runs, made_sets, pilots, published)
 
 
 def headline(records: Path) -> str:
@@ -221,6 +221,7 @@ def figures(records: Path, out: Path):
     draw_benchmark(records, out / "benchmark.png")
     draw_stability(records, out / "stability.png")
     ablations.figures(records, out)
+    evidence.figures(records, out)
     first_runs.figures(records, out)
     draw_mazes(records / "benchmark", EMBEDDED_PATHS, out / "embedded-paths.png")
     draw_mazes(records / "benchmark", MAZE_PATHS, out / "mazes.png")
