@@ -217,6 +217,7 @@ def figures(records: Path, out: Path):
         axes.axhline(own, color="grey", linestyle=":", linewidth=1, label="mean of the data")
         axes.set_title(TASKS[task].replace("*", ""), fontsize=10)
         axes.set_xlabel("thousand updates")
+        axes.set(xlim=(0, None), ylim=(min(0, axes.get_ylim()[0]), None))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("score, or success in %")
     handles = {}
