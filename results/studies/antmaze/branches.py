@@ -63,6 +63,10 @@ class Args:
     """weight of the Q term"""
     tau: float = 0.02
     """Polyak rate of the target critics"""
+    gamma: float = 0.99
+    """discount factor"""
+    reward: Literal["raw", "antmaze"] = "antmaze"
+    """critics see r, or 4 (r - 0.5)"""
     policy_action: Literal["one_step", "chain"] = "one_step"
     """in the actor's Q term: one-step prediction, or a whole chain"""
     num_candidates: int = 1
@@ -74,7 +78,14 @@ class Args:
 
 
 CHANGED = ("seed", "batch_size", "actor_lr", "num_critics", "lcb_coef", "eta", "tau")
-CHANGED += ("policy_action", "num_candidates", "action_selection", "eval_episodes")
+CHANGED += (
+    "policy_action",
+    "num_candidates",
+    "action_selection",
+    "eval_episodes",
+    "gamma",
+    "reward",
+)
 
 
 def script_args(args: Args, saved: dict):
