@@ -131,7 +131,8 @@ class Args:
     entropy_estimator: Literal["none", "released", "chain"] = "released"
     """released: as in the authors' code; chain: a lower bound that sees the policy's spread"""
     ent_coef: float | Literal["auto"] = 0.01
-    """alpha, its weight; auto: learned per state (App. B.3)"""
+    """alpha, its weight: for released against the term's own size, for chain per nat and dimension;
+    auto: learned per state (App. B.3)"""
     target_entropy: float | None = None  # for auto: nats per action dimension
     chain_std: float = 0.2  # for chain: std of the last step (sigma_1, if that is smaller)
 
@@ -149,7 +150,7 @@ class Args:
 # B batch, S observation, A action, M critics, T diffusion steps, K candidates.
 # The paper's t = 1..T is index t - 1 here, in tensors and arguments alike.
 class Mish(nn.Module):
-    """x tanh(log(1 + e^x)) with one exponential: small updates spend more here than on matmuls."""
+    """x tanh(log(1 + e^x)) with one exponential: at small widths it costs more than the matmuls."""
 
     def forward(self, x: Tensor) -> Tensor:
         u = x.clamp(max=20).exp() + 1
@@ -240,7 +241,7 @@ class QEnsemble(nn.Module):
         return self.layers(x).squeeze(-1)
 
     def frozen(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The same, with a gradient for the action and none for the weights."""
+        """The same with a gradient for the action alone: one for the weights would cost time."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
         return functional_call(self, weights, (obs, action))
 
@@ -257,7 +258,8 @@ class MeanRevertingSDE:
         T = num_steps
         t = torch.arange(1, T + 1, dtype=torch.float64)
         if schedule == "ddpm":
-            theta = 0.5 * (0.1 / T + 4.95 * (2 * t - 1) / T**2)
+            low, high = 0.1, 10.0  # beta_min and beta_max
+            theta = 0.5 * (low / T + 0.5 * (high - low) * (2 * t - 1) / T**2)
         else:
             angle = (t / (T + 1) + 0.008) / 1.008 * math.pi / 2
             f = torch.cos(angle) / math.cos(0.004 / 1.008 * math.pi)
@@ -341,8 +343,10 @@ def log_transition(x: Tensor, y: Tensor, dt: Tensor) -> Tensor:
 def entropy_estimate(sde, a0: Tensor, aT: Tensor) -> Tensor:
     """The released -log p(a_1 | a_T, a_0), Eq. 13 and 14; `[B, A]` -> `[B]`.
 
-    The code exchanges the arguments of two densities and is an index late. For T = 5 that leaves
+    Right would be log p(a_T | a_1) + log p(a_1 | a_0) - log p(a_T | a_0). The code exchanges from
+    and to, and takes t = 2 and 1 for t = 1 and 0. For T = 5 that leaves, on average over a_T,
     0.7787 + 0.0628 a_0^2 per dimension: it rewards large a_0 and does not see the policy's spread.
+    aT is drawn from N(0, I), whatever a_0 is.
     """
     bar_0, bar_1, bar_T = sde.theta_bar[0], sde.theta_bar[1], sde.theta_bar[-1]
     a1 = a0 * (1 - sde.theta_dt[0])
