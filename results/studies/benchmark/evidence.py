@@ -35,6 +35,7 @@ TASKS = {  # as a reader knows them; the hands' sets take the place of D4RL's cl
     "hammer-cloned": "hammer-mixed",
     "pointmaze-medium": "PointMaze medium, *wander*",
     "pointmaze-large": "PointMaze large, *wander*",
+    "hopper-medium-expert": "hopper-medium-expert",
 }
 PEER = "IQL"
 
