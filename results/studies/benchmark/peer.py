@@ -222,7 +222,8 @@ def main(args: Args, make_learner=Learner) -> dict:
     transitions, info = edq.load_dataset(edq_args, "cpu")
     data = arrays_of(transitions)
     mean = data.obs.mean(0)
-    std = data.obs.std(0).clip(min=1e-3)
+    std = data.obs.std(0)
+    std = np.where(std > 1e-3, std, 1.0).astype(std.dtype)  # as the scripts do
     data.obs = (data.obs - mean) / std
     data.next_obs = (data.next_obs - mean) / std
     envs = edq.vector_env(edq_args)
