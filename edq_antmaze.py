@@ -1098,8 +1098,9 @@ BALL_OPEN = ("PointMaze_Open-v3", maze(maps.OPEN, (3, 1), (1, 5)), (0.0, 1.0))
 # The limit is too short for the long way.
 RING = maze(RING_MAZE, (1, 1), (1, 5), max_episode_steps=150)
 BALL_RING = ("PointMaze_Open-v3", RING, (0.0, 1.0))
-# D4RL evaluates from one start to one goal, the centres of their cells; Gymnasium draws both, up to
-# 1 m off. For sets in the form of D4RL (results/datasets), whose rows show one goal:
+# D4RL's start is within 0.1 m of its cell's centre, its goal up to 1.5 m beyond the centre in x and
+# in y; Gymnasium draws both in each episode, up to 1 m off. Here both stand at the centres of their
+# cells: for sets in the form of D4RL (results/datasets), whose rows show one goal.
 FIXED_U = maze(maps.U_MAZE, (3, 1), (1, 1), fixed=True)
 FIXED_M = maze(maps.MEDIUM_MAZE, (1, 1), (6, 6), fixed=True)
 FIXED_L = maze(maps.LARGE_MAZE, (1, 1), (7, 9), fixed=True)
