@@ -557,7 +557,7 @@ def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
         scale = entropy.abs().mean().detach()
         out["losses/entropy"] = -args.ent_coef * entropy.mean() / scale
         out["policy/entropy"] = entropy.mean() / agent.actor.act_dim
-        out["policy/alpha"] = torch.full_like(scale, args.ent_coef)
+        out["policy/alpha"] = 0 * scale + args.ent_coef  # may be a tensor
         loss = loss + out["losses/entropy"]
     if args.entropy_estimator == "chain":
         bound = chain_entropy_bound(sde, agent.actor, obs, agent.chain_std, noise=noise.chain)
