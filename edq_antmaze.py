@@ -1277,6 +1277,7 @@ def saved_args(run_dir):
         run = json.loads((run_dir / "run.json").read_text())
         args = Args(**run["args"])
         script = run["script"]
+        _ = run["dataset"]["hash"], run["dataset"]["reference"], run["wandb_id"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"there is no run in {run_dir}", error)
     check(script == Path(__file__).name, f"{run_dir} holds a run of {script}")
@@ -1562,10 +1563,7 @@ def report(run):
 def score_again(args, device: str):
     """Evaluate the newest checkpoint of a finished or running run."""
     run_dir = Path(args.evaluate).expanduser()
-    try:
-        reference = json.loads((run_dir / "run.json").read_text())["dataset"]["reference"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fail(f"{run_dir}/run.json tells no reference returns", error)
+    reference = json.loads((run_dir / "run.json").read_text())["dataset"]["reference"]
     envs = vector_env(args)
     obs_dim = envs.single_observation_space.shape[0]
     act_dim = envs.single_action_space.shape[0]

@@ -1,5 +1,7 @@
 """Bad input: one sentence on stderr, exit code 2, nothing written."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,5 +133,9 @@ def test_run_folders(mujoco, adroit, hopper_set, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     text = refuse(mujoco, capsys, *HOPPER, *data, "--run-dir", tmp_path / "file/run")
     assert "cannot write to the run folder" in text
-    (run / "run.json").write_text("{}")
-    assert "there is no run in" in refuse(mujoco, capsys, "--evaluate", run)
+    record = json.loads(before["run.json"])
+    del record["wandb_id"]
+    for content in ({}, record):
+        (run / "run.json").write_text(json.dumps(content))
+        for flag in ("--evaluate", "--resume"):
+            assert "there is no run in" in refuse(mujoco, capsys, flag, run)
