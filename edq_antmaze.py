@@ -168,7 +168,11 @@ class NoiseMLP(nn.Module):
         self.act_dim = act_dim
         frequencies = 10000 ** (-torch.arange(8) / 7)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time_embedding = nn.Sequential(nn.Linear(16, 32), Mish(), nn.Linear(32, 16))
+        self.time_embedding = nn.Sequential(
+            nn.Linear(16, 32),
+            Mish(),
+            nn.Linear(32, 16),
+        )
         self.layers = nn.Sequential(
             nn.Linear(act_dim + 16 + obs_dim, hidden_dim),
             Mish(),
@@ -184,7 +188,8 @@ class NoiseMLP(nn.Module):
         if isinstance(t, Tensor):
             t = t.unsqueeze(-1)
         angle = t * self.frequencies
-        time = self.time_embedding(torch.cat([angle.sin(), angle.cos()], -1))
+        waves = torch.cat([angle.sin(), angle.cos()], -1)
+        time = self.time_embedding(waves)
         time = time.expand(*a_t.shape[:-1], 16)
         return self.layers(torch.cat([a_t, time, obs], -1))
 
@@ -350,7 +355,9 @@ def entropy_estimate(sde, a0: Tensor, aT: Tensor) -> Tensor:
     0.7787 + 0.0628 a_0^2 per dimension: it rewards large a_0 and does not see the policy's spread.
     aT is drawn from N(0, I), whatever a_0 is.
     """
-    bar_0, bar_1, bar_T = sde.theta_bar[0], sde.theta_bar[1], sde.theta_bar[-1]
+    bar_0 = sde.theta_bar[0]
+    bar_1 = sde.theta_bar[1]
+    bar_T = sde.theta_bar[-1]
     a1 = a0 * (1 - sde.theta_dt[0])
     log_p = log_transition(a1, aT, bar_T - bar_1)
     log_p = log_p + log_transition(a0, a1, bar_1 - bar_0)
@@ -434,7 +441,13 @@ class Agent(nn.Module):
             head = nn.Linear(32, 1)
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, math.log(math.expm1(0.01)))  # 0.01 in every state at first
-            self.alpha = nn.Sequential(hidden, Mish(), head, nn.Softplus(), nn.Flatten(0))
+            self.alpha = nn.Sequential(
+                hidden,
+                Mish(),
+                head,
+                nn.Softplus(),
+                nn.Flatten(0),
+            )
         self.register_buffer("obs_mean", torch.zeros(obs_dim))  # for --normalize-obs
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last logged row
@@ -549,7 +562,8 @@ def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
         scale = q.abs().mean().detach()  # so that eta means the same at any scale of Q
         out["losses/q"] = -value.mean() / scale
         out["q/mean"] = q.mean()
-        out["q/std"] = q.std(0, correction=min(1, len(q) - 1)).mean()
+        correction = min(1, len(q) - 1)  # a single Q has no std
+        out["q/std"] = q.std(0, correction=correction).mean()
         loss = loss + args.eta * out["losses/q"]
 
     if args.entropy_estimator == "released":
@@ -610,7 +624,8 @@ def update(agent, batch, noise, args, step: int | Tensor):
         # As released: the EMA actor keeps its initial weights until update 1,000.
         due = (step >= 1000) & (step % 5 == 0)
         rate = (1 - args.ema_decay) * due
-        for average, new in zip(agent.actor_ema.parameters(), agent.actor.parameters()):
+        pairs = zip(agent.actor_ema.parameters(), agent.actor.parameters())
+        for average, new in pairs:
             average.lerp_(new, rate)
         if agent.q:
             targets = list(agent.target_q.parameters())
@@ -891,8 +906,10 @@ def load_dataset(args, device: str) -> tuple[Transitions, dict]:
         std = reward.std(ddof=1)
         check(std > 0, f"all rewards of {ids} are equal: take --reward raw")
         reward = (reward - reward.mean(dtype=np.float64)) / std
-    flat = flat._replace(action=flat.action.clip(-1, 1), reward=reward.astype(np.float32))
-    return Transitions(*(torch.from_numpy(x).to(device) for x in flat)), info
+    flat = flat._replace(action=flat.action.clip(-1, 1))
+    flat = flat._replace(reward=reward.astype(np.float32))
+    tensors = [torch.from_numpy(x).to(device) for x in flat]
+    return Transitions(*tensors), info
 
 
 # === The run and its folder ===
@@ -999,8 +1016,10 @@ def check_finite(run):
 def save_checkpoint(run):
     """All that it takes to go on, bit for bit; the one before stays as checkpoint_previous.pt."""
     check_finite(run)
-    files = [run.dir / name for name in CSV_FILES]
-    run.csv_sizes = {path.name: path.stat().st_size for path in files if path.exists()}
+    for name in CSV_FILES:
+        path = run.dir / name
+        if path.exists():
+            run.csv_sizes[name] = path.stat().st_size
     optimisers = run.agent.optimisers
     state = {
         "agent": run.agent.state_dict(),
@@ -1087,33 +1106,37 @@ def maze(walls, start, goal, **more):
     return {"maze_map": cells, **ends_on_arrival, **more}
 
 
+# Walls, start and goal of an evaluation.
+U = (maps.U_MAZE, (3, 1), (1, 1))
+MEDIUM = (maps.MEDIUM_MAZE, (1, 1), (6, 6))
+LARGE = (maps.LARGE_MAZE, (1, 1), (7, 9))
+OPEN = (maps.OPEN, (3, 1), (1, 5))
+RING = (RING_MAZE, (1, 1), (1, 5))
 # Environment, its keyword arguments, returns of a policy that never arrives and of one that does.
-ANT_U = ("AntMaze_UMaze-v4", maze(maps.U_MAZE, (3, 1), (1, 1)), (0.0, 1.0))
-ANT_M = ("AntMaze_Medium-v4", maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)), (0.0, 1.0))
-ANT_L = ("AntMaze_Large-v4", maze(maps.LARGE_MAZE, (1, 1), (7, 9)), (0.0, 1.0))
-BALL_U = ("PointMaze_UMaze-v3", maze(maps.U_MAZE, (3, 1), (1, 1)), (0.0, 1.0))
-BALL_M = ("PointMaze_Medium-v3", maze(maps.MEDIUM_MAZE, (1, 1), (6, 6)), (0.0, 1.0))
-BALL_L = ("PointMaze_Large-v3", maze(maps.LARGE_MAZE, (1, 1), (7, 9)), (0.0, 1.0))
-BALL_OPEN = ("PointMaze_Open-v3", maze(maps.OPEN, (3, 1), (1, 5)), (0.0, 1.0))
+RETURNS = (0.0, 1.0)
+ANT_U = ("AntMaze_UMaze-v4", maze(*U), RETURNS)
+ANT_M = ("AntMaze_Medium-v4", maze(*MEDIUM), RETURNS)
+ANT_L = ("AntMaze_Large-v4", maze(*LARGE), RETURNS)
+BALL_U = ("PointMaze_UMaze-v3", maze(*U), RETURNS)
+BALL_M = ("PointMaze_Medium-v3", maze(*MEDIUM), RETURNS)
+BALL_L = ("PointMaze_Large-v3", maze(*LARGE), RETURNS)
+BALL_OPEN = ("PointMaze_Open-v3", maze(*OPEN), RETURNS)
 # The limit is too short for the long way.
-RING = maze(RING_MAZE, (1, 1), (1, 5), max_episode_steps=150)
-BALL_RING = ("PointMaze_Open-v3", RING, (0.0, 1.0))
+BALL_RING = ("PointMaze_Open-v3", maze(*RING, max_episode_steps=150), RETURNS)
 # D4RL's start is within 0.1 m of its cell's centre, its goal up to 1.5 m beyond the centre in x and
 # in y; Gymnasium draws both in each episode, up to 1 m off. Here both stand at the centres of their
 # cells: for sets in the form of D4RL (results/datasets), whose rows show one goal.
-FIXED_U = maze(maps.U_MAZE, (3, 1), (1, 1), fixed=True)
-FIXED_M = maze(maps.MEDIUM_MAZE, (1, 1), (6, 6), fixed=True)
-FIXED_L = maze(maps.LARGE_MAZE, (1, 1), (7, 9), fixed=True)
-ANT_U_FIXED = ("AntMaze_UMaze-v4", FIXED_U, (0.0, 1.0))
-ANT_M_FIXED = ("AntMaze_Medium-v4", FIXED_M, (0.0, 1.0))
-ANT_L_FIXED = ("AntMaze_Large-v4", FIXED_L, (0.0, 1.0))
+ANT_U_FIXED = ("AntMaze_UMaze-v4", maze(*U, fixed=True), RETURNS)
+ANT_M_FIXED = ("AntMaze_Medium-v4", maze(*MEDIUM, fixed=True), RETURNS)
+ANT_L_FIXED = ("AntMaze_Large-v4", maze(*LARGE, fixed=True), RETURNS)
 # On imported D4RL data: its rows count upwards, and its ant is another one.
-D4RL_U = maze(maps.U_MAZE[::-1], (1, 1), (3, 1), fixed=True, d4rl_ant=True)
-D4RL_M = maze(maps.MEDIUM_MAZE[::-1], (6, 1), (1, 6), fixed=True, d4rl_ant=True)
-D4RL_L = maze(maps.LARGE_MAZE[::-1], (7, 1), (1, 9), fixed=True, d4rl_ant=True)
-ANT_U_D4RL = ("AntMaze_UMaze-v4", D4RL_U, (0.0, 1.0))
-ANT_M_D4RL = ("AntMaze_Medium-v4", D4RL_M, (0.0, 1.0))
-ANT_L_D4RL = ("AntMaze_Large-v4", D4RL_L, (0.0, 1.0))
+D4RL = {"fixed": True, "d4rl_ant": True}
+U_D4RL = (maps.U_MAZE[::-1], (1, 1), (3, 1))
+MEDIUM_D4RL = (maps.MEDIUM_MAZE[::-1], (6, 1), (1, 6))
+LARGE_D4RL = (maps.LARGE_MAZE[::-1], (7, 1), (1, 9))
+ANT_U_D4RL = ("AntMaze_UMaze-v4", maze(*U_D4RL, **D4RL), RETURNS)
+ANT_M_D4RL = ("AntMaze_Medium-v4", maze(*MEDIUM_D4RL, **D4RL), RETURNS)
+ANT_L_D4RL = ("AntMaze_Large-v4", maze(*LARGE_D4RL, **D4RL), RETURNS)
 # Diffusion-QL's own (Wang et al. 2023). It sums the errors of its two critics where we take the
 # mean, so for its critics a clip g amounts to g / 2 here: said, not reproduced.
 QL_U = {"diffusion-ql": {"eta": 0.5, "grad_clip": 2.0}}
@@ -1247,14 +1270,16 @@ PRESETS = {
 
 def parse_args(argv):
     """Default < task < preset < flag. A run that goes on, or is scored, starts from its own."""
-    asked = tyro.cli(Args, args=[flag for flag in argv if flag not in ("-h", "--help")])
+    without_help = [flag for flag in argv if flag not in ("-h", "--help")]
+    asked = tyro.cli(Args, args=without_help)
     folder = asked.evaluate or asked.resume
     if folder:
         start = saved_args(Path(folder).expanduser())
     else:
         check_env_id(asked.env_id)
         task = TASKS[asked.env_id]
-        changes = task.row | PRESETS[asked.preset] | task.presets.get(asked.preset, {})
+        here = task.presets.get(asked.preset, {})
+        changes = task.row | PRESETS[asked.preset] | here
         start = Args(env_id=asked.env_id, **changes)
     args = tyro.cli(Args, default=start, args=argv)
     if folder:
@@ -1427,7 +1452,8 @@ def start_run(run):
     write_json(path, content)
     say(f"{args.env_id}, preset {args.preset}, seed {args.seed}, on {device}, in {run.dir}")
     for what in ("args", "dataset"):
-        say(what + ": " + " ".join(f"{name}={value}" for name, value in content[what].items()))
+        items = [f"{name}={value}" for name, value in content[what].items()]
+        say(f"{what}: {' '.join(items)}")
     if args.track:
         start_wandb(run, wandb_id)
 
@@ -1506,7 +1532,8 @@ def log_row(run, first: int, start: float):
     updates = run.step - run.logged
     averages = run.agent.metric_sum / updates
     row = {"step": run.step} | dict(zip(METRICS, averages.tolist()))
-    row["charts/sps"] = (run.step - first) / max(time.time() - start, 1e-9)
+    seconds = max(time.time() - start, 1e-9)
+    row["charts/sps"] = (run.step - first) / seconds
     append_row(run.dir / "metrics.csv", row)
     track(run, row)
     run.agent.metric_sum.zero_()

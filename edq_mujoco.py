@@ -166,7 +166,11 @@ class NoiseMLP(nn.Module):
         self.act_dim = act_dim
         frequencies = 10000 ** (-torch.arange(8) / 7)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time_embedding = nn.Sequential(nn.Linear(16, 32), Mish(), nn.Linear(32, 16))
+        self.time_embedding = nn.Sequential(
+            nn.Linear(16, 32),
+            Mish(),
+            nn.Linear(32, 16),
+        )
         self.layers = nn.Sequential(
             nn.Linear(act_dim + 16 + obs_dim, hidden_dim),
             Mish(),
@@ -182,7 +186,8 @@ class NoiseMLP(nn.Module):
         if isinstance(t, Tensor):
             t = t.unsqueeze(-1)
         angle = t * self.frequencies
-        time = self.time_embedding(torch.cat([angle.sin(), angle.cos()], -1))
+        waves = torch.cat([angle.sin(), angle.cos()], -1)
+        time = self.time_embedding(waves)
         time = time.expand(*a_t.shape[:-1], 16)
         return self.layers(torch.cat([a_t, time, obs], -1))
 
@@ -348,7 +353,9 @@ def entropy_estimate(sde, a0: Tensor, aT: Tensor) -> Tensor:
     0.7787 + 0.0628 a_0^2 per dimension: it rewards large a_0 and does not see the policy's spread.
     aT is drawn from N(0, I), whatever a_0 is.
     """
-    bar_0, bar_1, bar_T = sde.theta_bar[0], sde.theta_bar[1], sde.theta_bar[-1]
+    bar_0 = sde.theta_bar[0]
+    bar_1 = sde.theta_bar[1]
+    bar_T = sde.theta_bar[-1]
     a1 = a0 * (1 - sde.theta_dt[0])
     log_p = log_transition(a1, aT, bar_T - bar_1)
     log_p = log_p + log_transition(a0, a1, bar_1 - bar_0)
@@ -432,7 +439,13 @@ class Agent(nn.Module):
             head = nn.Linear(32, 1)
             nn.init.zeros_(head.weight)
             nn.init.constant_(head.bias, math.log(math.expm1(0.01)))  # 0.01 in every state at first
-            self.alpha = nn.Sequential(hidden, Mish(), head, nn.Softplus(), nn.Flatten(0))
+            self.alpha = nn.Sequential(
+                hidden,
+                Mish(),
+                head,
+                nn.Softplus(),
+                nn.Flatten(0),
+            )
         self.register_buffer("obs_mean", torch.zeros(obs_dim))  # for --normalize-obs
         self.register_buffer("obs_std", torch.ones(obs_dim))
         self.register_buffer("metric_sum", torch.zeros(len(METRICS)))  # since the last logged row
@@ -547,7 +560,8 @@ def actor_losses(agent, batch, noise, args) -> dict[str, Tensor]:
         scale = q.abs().mean().detach()  # so that eta means the same at any scale of Q
         out["losses/q"] = -value.mean() / scale
         out["q/mean"] = q.mean()
-        out["q/std"] = q.std(0, correction=min(1, len(q) - 1)).mean()
+        correction = min(1, len(q) - 1)  # a single Q has no std
+        out["q/std"] = q.std(0, correction=correction).mean()
         loss = loss + args.eta * out["losses/q"]
 
     if args.entropy_estimator == "released":
@@ -608,7 +622,8 @@ def update(agent, batch, noise, args, step: int | Tensor):
         # As released: the EMA actor keeps its initial weights until update 1,000.
         due = (step >= 1000) & (step % 5 == 0)
         rate = (1 - args.ema_decay) * due
-        for average, new in zip(agent.actor_ema.parameters(), agent.actor.parameters()):
+        pairs = zip(agent.actor_ema.parameters(), agent.actor.parameters())
+        for average, new in pairs:
             average.lerp_(new, rate)
         if agent.q:
             targets = list(agent.target_q.parameters())
@@ -889,8 +904,10 @@ def load_dataset(args, device: str) -> tuple[Transitions, dict]:
         std = reward.std(ddof=1)
         check(std > 0, f"all rewards of {ids} are equal: take --reward raw")
         reward = (reward - reward.mean(dtype=np.float64)) / std
-    flat = flat._replace(action=flat.action.clip(-1, 1), reward=reward.astype(np.float32))
-    return Transitions(*(torch.from_numpy(x).to(device) for x in flat)), info
+    flat = flat._replace(action=flat.action.clip(-1, 1))
+    flat = flat._replace(reward=reward.astype(np.float32))
+    tensors = [torch.from_numpy(x).to(device) for x in flat]
+    return Transitions(*tensors), info
 
 
 # === The run and its folder ===
@@ -997,8 +1014,10 @@ def check_finite(run):
 def save_checkpoint(run):
     """All that it takes to go on, bit for bit; the one before stays as checkpoint_previous.pt."""
     check_finite(run)
-    files = [run.dir / name for name in CSV_FILES]
-    run.csv_sizes = {path.name: path.stat().st_size for path in files if path.exists()}
+    for name in CSV_FILES:
+        path = run.dir / name
+        if path.exists():
+            run.csv_sizes[name] = path.stat().st_size
     optimisers = run.agent.optimisers
     state = {
         "agent": run.agent.state_dict(),
@@ -1178,14 +1197,16 @@ PRESETS = {
 
 def parse_args(argv):
     """Default < task < preset < flag. A run that goes on, or is scored, starts from its own."""
-    asked = tyro.cli(Args, args=[flag for flag in argv if flag not in ("-h", "--help")])
+    without_help = [flag for flag in argv if flag not in ("-h", "--help")]
+    asked = tyro.cli(Args, args=without_help)
     folder = asked.evaluate or asked.resume
     if folder:
         start = saved_args(Path(folder).expanduser())
     else:
         check_env_id(asked.env_id)
         task = TASKS[asked.env_id]
-        changes = task.row | PRESETS[asked.preset] | task.presets.get(asked.preset, {})
+        here = task.presets.get(asked.preset, {})
+        changes = task.row | PRESETS[asked.preset] | here
         start = Args(env_id=asked.env_id, **changes)
     args = tyro.cli(Args, default=start, args=argv)
     if folder:
@@ -1358,7 +1379,8 @@ def start_run(run):
     write_json(path, content)
     say(f"{args.env_id}, preset {args.preset}, seed {args.seed}, on {device}, in {run.dir}")
     for what in ("args", "dataset"):
-        say(what + ": " + " ".join(f"{name}={value}" for name, value in content[what].items()))
+        items = [f"{name}={value}" for name, value in content[what].items()]
+        say(f"{what}: {' '.join(items)}")
     if args.track:
         start_wandb(run, wandb_id)
 
@@ -1437,7 +1459,8 @@ def log_row(run, first: int, start: float):
     updates = run.step - run.logged
     averages = run.agent.metric_sum / updates
     row = {"step": run.step} | dict(zip(METRICS, averages.tolist()))
-    row["charts/sps"] = (run.step - first) / max(time.time() - start, 1e-9)
+    seconds = max(time.time() - start, 1e-9)
+    row["charts/sps"] = (run.step - first) / seconds
     append_row(run.dir / "metrics.csv", row)
     track(run, row)
     run.agent.metric_sum.zero_()
