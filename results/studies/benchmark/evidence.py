@@ -206,8 +206,13 @@ def tables(records: Path) -> dict[str, str]:
 def figures(records: Path, out: Path):
     """Score against updates: a panel a task, a thin line a seed, a thick one their mean."""
     found = runs(records)
-    figure = Figure((3.6 * len(found) + 1.8, 3.2), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(found)))
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
+    figure = Figure((3.2 * columns + 1.8, 2.7 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for unused in panels[len(found) :]:
+        unused.remove()
+    panels = panels[: len(found)]
     for axes, (task, arms) in zip(panels, found.items()):
         for arm in [arm for arm in ARMS if arms[arm]][::-1]:
             steps, scores = curve(records, task, arm)
@@ -220,7 +225,8 @@ def figures(records: Path, out: Path):
         axes.set_xlabel("thousand updates")
         axes.set(xlim=(0, None), ylim=(min(0, axes.get_ylim()[0]), None))
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("score, or success in %")
+    for axes in panels[::columns]:
+        axes.set_ylabel("score, or success in %")
     handles = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels()):
