@@ -891,7 +891,8 @@ def load_dataset(args, device: str) -> tuple[Transitions, dict]:
         "reference_from": "metadata" if reference else "D4RL's table",
         "clipped_actions": float((np.abs(flat.action) > 1).mean()),
     }
-    results = [episode_result(e.reward, info["reference"]) for e in episodes]
+    limit = task.env_kwargs.get("max_episode_steps")  # of an evaluation, if it is a shorter one
+    results = [episode_result(e.reward[:limit], info["reference"]) for e in episodes]
     info |= {f"mean_{name}": value for name, value in means(results).items()}
     if info["clipped_actions"] > 0.05:
         share = 100 * info["clipped_actions"]
@@ -1131,6 +1132,7 @@ TASKS = {
 }
 # fmt: on
 SCORE = "D4RL-normalised score"
+STEPS = "length"  # printed beside it
 SUCCESS_ENDS = False  # whether a reward above 0 ends the task
 
 
@@ -1510,8 +1512,12 @@ def report(run):
     say(f"{args.env_id}, seed {args.seed}: {SCORE}, {args.eval_episodes} episodes an evaluation")
     for name, figures in scores.items():
         error = figures["standard_error"]
-        say(f"  {name:8}{figures['score']:6.1f} +- {error:.1f} at update {figures['step']}")
-    say(f"  data    {run.info['mean_score']:6.1f}, the mean of its episodes")
+        beside = f"{STEPS} {figures[STEPS]:.0f}"
+        score = f"{figures['score']:6.1f} +- {error:.1f}"
+        say(f"  {name:8}{score}, {beside}, at update {figures['step']}")
+    info = run.info
+    beside = f"{STEPS} {info[f'mean_{STEPS}']:.0f}"
+    say(f"  data    {info['mean_score']:6.1f}, {beside}, the mean of its episodes")
 
 
 def score_again(args, device: str):

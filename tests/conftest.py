@@ -18,7 +18,7 @@ from minari.serialization import serialize_space
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("edq_mujoco", "edq_antmaze", "edq_adroit")
-EMBEDDED = ROOT / "results/datasets/pointmaze-umaze-embedded"
+EMBEDDED = ROOT / "results/datasets/pointmaze-rare-embedded"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
 os.environ["OMP_NUM_THREADS"] = "1"  # of the runs that tests start
 torch.set_num_threads(1)  # the tests' tensors are small, and waiting threads slow a busy machine

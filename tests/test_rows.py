@@ -44,7 +44,7 @@ AUTHORS = {
     "pointmaze-": (3e-4, 2.0, False, "antmaze", 1_000_000, 4.0, "noise", True, 100),
     "pointmaze-medium": (3e-4, 2.0, True, "antmaze", 1_000_000, 4.0, "noise", True, 100),
     "pointmaze-large": (3e-4, 2.0, True, "antmaze", 1_000_000, 4.0, "noise", True, 100),
-    "pointmaze-umaze-embedded": (3e-4, 2.0, False, "antmaze", 7500, 4.0, "noise", True, 20),
+    "pointmaze-rare-embedded": (1e-3, 2.0, False, "antmaze", 7500, 4.0, "noise", True, 20),
     "pen-": (3e-5, 0.1, False, "standardize", 1_000_000, 8.0, "noise", True, 100),
     "door-": (3e-5, 0.1, False, "standardize", 1_000_000, 8.0, "noise", True, 100),
     "hammer-": (3e-5, 0.1, False, "standardize", 1_000_000, 8.0, "noise", True, 100),
@@ -69,13 +69,15 @@ def test_hyperparameters_are_the_authors(edq):
         )
         name = max((name for name in AUTHORS if env_id.startswith(name)), key=len)
         assert row == AUTHORS[name], env_id
-        small = env_id == "pointmaze-umaze-embedded"
+        small = env_id == "pointmaze-rare-embedded"
         assert (args.num_critics, args.hidden_dim) == ((4, 128) if small else (64, 256))
         assert args.tau == (0.02 if small else 0.005)
-        assert (args.num_diffusion_steps, args.schedule, args.lcb_coef) == (5, "cosine", 4.0)
+        assert args.lcb_coef == (1 if small else 4)
+        assert (args.num_diffusion_steps, args.schedule) == (5, "cosine")
         assert (args.gamma, args.batch_size, args.critic_lr) == (0.99, 256, 3e-4)
         assert (args.entropy_estimator, args.ent_coef, args.ema_decay) == ("released", 0.01, 0.995)
-        assert (args.num_candidates, args.action_selection) == (50, "softmax")
+        assert args.num_candidates == 50
+        assert args.action_selection == ("argmax" if small else "softmax")
         assert (args.policy_action, args.pessimism, args.target) == ("one_step", "lcb", "own")
 
 
@@ -87,7 +89,7 @@ def test_tasks(mujoco, antmaze, adroit):
     mazes = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play")
     for maze in (*mazes, "large-diverse"):
         assert {f"antmaze-{maze}", f"antmaze-{maze}-d4rl"} < antmaze.TASKS.keys()
-    for maze in ("umaze", "medium", "large", "open", "rare", "umaze-embedded"):
+    for maze in ("umaze", "medium", "large", "open", "rare", "rare-embedded"):
         assert f"pointmaze-{maze}" in antmaze.TASKS
     for hand in ("pen", "door", "hammer", "relocate"):
         assert {f"{hand}-{d}" for d in ("human", "cloned", "expert")} < adroit.TASKS.keys()

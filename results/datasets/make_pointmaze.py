@@ -8,8 +8,7 @@ towards the next cell, and normal noise is added to the action. What it is after
 - rare: one start, one goal, two routes. One episode in ten takes the short one, 4 cells instead of
   12, and the task's time limit leaves no time for the other. Whoever follows the crowd fails;
   whoever loses the rare mode does, too.
-- embedded: the set that ships with the repository, umaze: three episodes in ten to the goal, in
-  the others the walker wanders and often changes its mind.
+- embedded: the set that ships with the repository, 30,000 transitions of *rare*.
 
     python results/datasets/make_pointmaze.py                      # rebuild the set that ships
     python results/datasets/make_pointmaze.py --recipe rare && \\
@@ -42,7 +41,7 @@ from minari_writer import fail, folder_of, save
 from tqdm import tqdm
 
 gym.register_envs(gymnasium_robotics)
-EMBEDDED = Path(__file__).resolve().parent / "pointmaze-umaze-embedded"
+EMBEDDED = Path(__file__).resolve().parent / "pointmaze-rare-embedded"
 
 Cell = tuple[int, int]  # row, column
 
@@ -76,19 +75,7 @@ MAZES = {
 }
 
 
-class Recipe(NamedTuple):
-    """What the walker is after."""
-
-    goal_share: float  # of the episodes
-    turn_rate: float  # chance, at every step, that a wandering walker heads for another cell
-
-
-RECIPES = {
-    "goal": Recipe(1.0, 0.0),
-    "wander": Recipe(0.0, 0.0),
-    "rare": Recipe(1.0, 0.0),
-    "embedded": Recipe(0.3, 0.08),
-}
+RARE = ("rare", "embedded")  # recipes
 RARE_SHARE = 0.1  # of the episodes that take the short route
 RARE_LIMIT = 150  # steps of an evaluation
 
@@ -98,20 +85,20 @@ class Args:
     """Make a PointMaze dataset."""
 
     recipe: Literal["goal", "wander", "rare", "embedded"] = "embedded"
-    """what the walker is after; rare has a maze of its own, embedded is umaze"""
+    """what the walker is after; rare and embedded have a maze of their own"""
     maze: Literal["umaze", "medium", "large", "open"] = "umaze"
     """for goal and wander"""
     size: tuple[int, int] = (3, 5)
     """rows and columns of the open maze, in cells of 1 m; another size needs a row of its own in
     the table of edq_antmaze.py"""
     transitions: int | None = None
-    """number of transitions, rounded up to whole episodes; by default 100,000, embedded 20,100"""
+    """number of transitions, rounded up to whole episodes; by default 100,000, embedded 30,000"""
     action_noise: float = 0.5
     """std of the normal noise added to every action component"""
     seed: int = 0
     """seed of starts, goals, targets and noise"""
     dataset_id: str | None = None
-    """Minari id of the new dataset; by default edq/pointmaze/<maze>-<recipe>-v0, or rare-v0"""
+    """Minari id of the new dataset; by default edq/pointmaze/<maze>-<recipe>-v0, or <recipe>-v0"""
     out: Path | None = None
     """a folder instead: new, empty, or a set of this tool, which is replaced; that of the embedded
     set by default"""
@@ -136,10 +123,8 @@ def path_to(walls: np.ndarray, start: Cell, goal: Cell) -> list[Cell]:
 
 def maze_of(args: Args) -> tuple[str, Maze]:
     """The maze of a set, and its name."""
-    if args.recipe == "rare":
+    if args.recipe in RARE:
         return "ring", MAZES["ring"]
-    if args.recipe == "embedded":
-        return "umaze", MAZES["umaze"]
     if args.maze == "open" and args.size != (3, 5):
         rows, columns = args.size
         border = [1] * (columns + 2)
@@ -162,7 +147,7 @@ def make_envs(recipe: str, maze: Maze) -> tuple[gym.Env, EnvSpec]:
     both = {maze.start: "r", maze.goal: "g"}
     if recipe == "goal":
         marks = {}
-    elif recipe == "rare":
+    elif recipe in RARE:
         marks = both
     else:
         marks = {maze.goal: "g"}
@@ -178,7 +163,7 @@ def make_envs(recipe: str, maze: Maze) -> tuple[gym.Env, EnvSpec]:
     spec = copy.deepcopy(env.spec)
     spec.kwargs["maze_map"] = marked(maze.walls, both)
     spec.kwargs |= {"continuing_task": False, "reset_target": False}
-    spec.max_episode_steps = RARE_LIMIT if recipe == "rare" else maze.steps
+    spec.max_episode_steps = RARE_LIMIT if recipe in RARE else maze.steps
     return env, spec
 
 
@@ -187,8 +172,8 @@ class Walker:
 
     def __init__(self, args: Args, env: gym.Env, goal: Cell, rng: np.random.Generator):
         self.recipe = args.recipe
+        self.wanders = args.recipe == "wander"
         self.noise = args.action_noise
-        self.turn_rate = RECIPES[args.recipe].turn_rate
         self.rng = rng
         self.maze = env.unwrapped.maze
         self.walls = np.array([[cell == 1 for cell in line] for line in self.maze.maze_map])
@@ -198,7 +183,7 @@ class Walker:
 
     def begin(self) -> None:
         """Decide what this episode is about. Drawn before the environment is reset."""
-        self.to_goal = self.rng.random() < RECIPES[self.recipe].goal_share
+        self.rng.random()  # not used any more; without it, sets made earlier would come out new
         self.path = []
         self.shown = None
         self.offset = (0.0, 0.0)
@@ -225,13 +210,15 @@ class Walker:
             self.shown = (goal_x, goal_y)
             self.path = []
             self.goal = self.cell_at(goal_x, goal_y)
-        if not self.path or (not self.to_goal and self.rng.random() < self.turn_rate):
-            end = self.goal if self.to_goal else self.free[self.rng.integers(len(self.free))]
+        if self.path and self.wanders:
+            self.rng.random()  # as in begin
+        if not self.path:
+            end = self.free[self.rng.integers(len(self.free))] if self.wanders else self.goal
             self.path = self.route(self.cell_at(x, y), end)
         row, column = self.path[0]
         to_x = column + 0.5 - self.maze.x_map_center + self.offset[0]
         to_y = self.maze.y_map_center - row - 0.5 + self.offset[1]
-        if self.to_goal and len(self.path) == 1 and self.path[0] == self.goal:
+        if not self.wanders and len(self.path) == 1 and self.path[0] == self.goal:
             to_x = goal_x
             to_y = goal_y
         elif math.hypot(to_x - x, to_y - y) < 0.5:
@@ -252,7 +239,7 @@ def record(args: Args, env: gym.Env, goal: Cell, count: int) -> Iterator[dict]:
     for _ in tqdm(range(count), unit="episode", disable=None):
         walker.begin()
         obs, info = env.reset(seed=int(rng.integers(2**31)))
-        if args.recipe == "rare":
+        if args.recipe in RARE:
             walker.choose_route()
         observations = [obs]
         actions = []
@@ -295,14 +282,14 @@ class Arrivals:
 def main(args: Args) -> None:
     transitions = args.transitions
     if transitions is None:
-        transitions = 20_100 if args.recipe == "embedded" else 100_000
+        transitions = 30_000 if args.recipe == "embedded" else 100_000
     if transitions < 1 or args.action_noise < 0 or not all(2 <= n <= 50 for n in args.size):
         fail(
             "transitions start at 1, noise is not negative, "
             "an open maze has 2 to 50 rows and columns"
         )
     name, maze = maze_of(args)
-    set_name = "rare" if args.recipe == "rare" else f"{name}-{args.recipe}"
+    set_name = args.recipe if args.recipe in RARE else f"{name}-{args.recipe}"
     dataset_id = args.dataset_id or f"edq/pointmaze/{set_name}-v0"
     if args.out:
         folder = args.out.expanduser().resolve()

@@ -68,7 +68,7 @@ def test_a_run_is_scored_by_our_own_evaluation(tmp_path):
 
     args = peer.Args(
         script="edq_antmaze",
-        env_id="pointmaze-umaze-embedded",
+        env_id="pointmaze-rare-embedded",
         run_dir=tmp_path / "run",
         gradient_steps=4,
         batch_size=8,

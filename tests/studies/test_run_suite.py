@@ -23,7 +23,7 @@ TINY = (
     "--no-compile --num-critics 2 --hidden-dim 8 --batch-size 8 --log-every 50"
     " --eval-episodes 1 --num-candidates 1"
 )
-TASK = "pointmaze-umaze-embedded"
+TASK = "pointmaze-rare-embedded"
 
 
 def write_suite(folder: Path, updates: int, *arms: str) -> Path:

@@ -23,7 +23,7 @@ CHANCE = (  # script, task, episodes
     ("edq_mujoco", "hopper-medium-expert", 10),
     ("edq_adroit", "door-human", 20),
     ("edq_antmaze", "antmaze-umaze", 20),
-    ("edq_antmaze", "pointmaze-umaze-embedded", 20),
+    ("edq_antmaze", "pointmaze-rare-embedded", 20),
 )
 FIRST_SEED = 1_000_000  # of the episodes
 

@@ -13,7 +13,6 @@ from results.studies.benchmark import ablations, evidence, first_runs, made_sets
 from results.studies.benchmark.aggregates import TAUS, estimates
 from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, mazes, runs
 
-EMBEDDED_PATHS = {"pointmaze-umaze-embedded-edq-0": "EDQ, embedded set"}
 MAZE_PATHS = {  # the seed with EDQ's median score
     "pointmaze-rare-edq-1": "EDQ, rare",
     "pointmaze-rare-diffusion-bc-1": "BC, rare",
@@ -223,5 +222,4 @@ def figures(records: Path, out: Path):
     ablations.figures(records, out)
     evidence.figures(records, out)
     first_runs.figures(records, out)
-    draw_mazes(records / "benchmark", EMBEDDED_PATHS, out / "embedded-paths.png")
     draw_mazes(records / "benchmark", MAZE_PATHS, out / "mazes.png")
