@@ -86,6 +86,6 @@ def figures(records: Path, out: Path):
     axes.set(xlabel="updates", ylabel="success rate in % (20 episodes)", ylim=(-3, 103))
     axes.set_title("The rare maze, the dataset in this repository")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="center right")
     figure.tight_layout()
     figure.savefig(out / "embedded.png", metadata={"Software": None})
