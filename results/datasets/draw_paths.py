@@ -103,7 +103,9 @@ def evaluate(run_dir: Path, episodes: int, with_data: bool) -> Panel:
     results = edq.evaluate(agent, envs, args, reference, episodes)
     envs.close()
     recorded = [np.array(obs) for obs in envs.episodes[:episodes]]
+    paths = [positions(obs) for obs in recorded]
     goals = [obs[0, -2:] for obs in recorded]
+    arrived = [result["score"] > 0 for result in results]
     states = np.zeros((0, 2))
     if with_data:
         data, _ = edq.load_dataset(args, "cpu")
@@ -112,9 +114,9 @@ def evaluate(run_dir: Path, episodes: int, with_data: bool) -> Panel:
         states = positions(obs[rows])
     return Panel(
         args=args,
-        paths=[positions(obs) for obs in recorded],
+        paths=paths,
         goals=np.array(goals),
-        arrived=[result["score"] > 0 for result in results],
+        arrived=arrived,
         states=states,
     )
 
@@ -143,9 +145,9 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
                 lines += [path, GAP]
         style = dict(color=colour, lw=0.8, alpha=0.7)
         ax.plot(*np.vstack(lines).T, label=word, **style)
-    starts = np.array([path[0] for path in paths])
+    starts = [path[0] for path in paths]
     style = dict(color="white", mec="black", ms=5)
-    ax.plot(*starts.T, "o", label="start", **style)
+    ax.plot(*np.transpose(starts), "o", label="start", **style)
     goals = panel.goals[: panel.most]
     style = dict(color="gold", mec="black", ms=11)
     ax.plot(*goals.T, "*", label="goal", **style)

@@ -173,7 +173,8 @@ def ant_steps(edq, env_id: str, obs: Tensor, actions: Tensor) -> Tensor:
             ant.do_simulation(action, ant.frame_skip)
             qpos = ant.data.qpos
             qvel = ant.data.qvel
-            found.append(np.concatenate([qpos[2:], qvel, qpos[:2], goal]))
+            after = [qpos[2:], qvel, qpos[:2], goal]
+            found.append(np.concatenate(after))
     env.close()
     after = torch.from_numpy(np.array(found)).float()
     return after.to(obs.device).unflatten(0, actions.shape[:2])
