@@ -173,8 +173,8 @@ def ant_steps(edq, env_id: str, obs: Tensor, actions: Tensor) -> Tensor:
             ant.do_simulation(action, ant.frame_skip)
             qpos = ant.data.qpos
             qvel = ant.data.qvel
-            after = [qpos[2:], qvel, qpos[:2], goal]
-            found.append(np.concatenate(after))
+            reached = [qpos[2:], qvel, qpos[:2], goal]
+            found.append(np.concatenate(reached))
     env.close()
     after = torch.from_numpy(np.array(found)).float()
     return after.to(obs.device).unflatten(0, actions.shape[:2])
