@@ -21,8 +21,10 @@ def mean_se(values: np.ndarray, digits: int = 1) -> str:
 
 def interval(values: np.ndarray):
     """Mean and half the width of its 95 % interval (Student's t)."""
+    mean = values.mean()
     quantile = stats.t.ppf(0.975, len(values) - 1)
-    return float(values.mean()), float(quantile * standard_error(values))
+    half = quantile * standard_error(values)
+    return float(mean), float(half)
 
 
 def bootstrap(values: np.ndarray, resamples: int = 10_000):

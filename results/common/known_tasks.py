@@ -48,7 +48,8 @@ def bump(
     width: float = 0.2,
 ) -> Tensor:
     """height exp(-(x - centre)^2 / (2 width^2)): one mode of a reward."""
-    return height * torch.exp(-0.5 * ((x - centre) / width) ** 2)
+    z = (x - centre) / width
+    return height * torch.exp(-0.5 * z**2)
 
 
 def two_modes(
@@ -62,7 +63,8 @@ def two_modes(
     is_rare = torch.rand(n, generator=g) < rare_share
     centre = torch.where(is_rare, rare, common)
     noise = torch.randn(n, generator=g)
-    return (centre + MODE_STD * noise).clamp(-1, 1)
+    action = centre + MODE_STD * noise
+    return action.clamp(-1, 1)
 
 
 def bandit_data(g: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
@@ -86,14 +88,17 @@ def toy_data(g: torch.Generator, n: int) -> tuple[Tensor, Tensor]:
     """n / 2 episodes of two steps: all first steps, then all second ones, which aim at the nearer
     mode.
     """
-    first = two_modes(g, n // 2, POOR, RICH, RICH_SHARE)
+    episodes = n // 2
+    first = two_modes(g, episodes, POOR, RICH, RICH_SHARE)
     aim = torch.where(first > 0, RICH, POOR)
-    noise = torch.randn(n // 2, generator=g)
-    second = (aim - first + MODE_STD * noise).clamp(-1, 1)
+    noise = torch.randn(episodes, generator=g)
+    second = aim - first + MODE_STD * noise
+    second = second.clamp(-1, 1)
     position = torch.cat([torch.zeros_like(first), first])
-    step = torch.arange(2.0).repeat_interleave(n // 2)
+    step = torch.arange(2.0).repeat_interleave(episodes)
+    obs = torch.stack([position, step], -1)
     action = torch.cat([first, second])
-    return torch.stack([position, step], -1), action.unsqueeze(-1)
+    return obs, action.unsqueeze(-1)
 
 
 def toy_q(obs: Tensor, action: Tensor) -> Tensor:
@@ -140,7 +145,9 @@ CENTRES = 0.5 * (EDGES[1:] + EDGES[:-1])
 
 
 def normal_density(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
-    return torch.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+    z = (x - mean) / std
+    scale = std * math.sqrt(2 * math.pi)
+    return torch.exp(-0.5 * z**2) / scale
 
 
 @torch.no_grad()
@@ -160,6 +167,7 @@ def action_law(
     """
     grid = torch.linspace(-5, 5, 501)  # every step but the last adds noise of std 0.5 or more
     fine = torch.linspace(-5, 5, 4001)
+    cell = grid[1] - grid[0]
     density = normal_density(grid, 0.0, 1.0)
 
     def predicted(a_t: Tensor, t: int) -> Tensor:
@@ -173,13 +181,14 @@ def action_law(
         std = sde.posterior_var[t].sqrt()
         to = fine if t == 1 else grid
         kernel = normal_density(to.unsqueeze(-1), mean, std)
-        density = kernel @ density * (grid[1] - grid[0])
+        density = kernel @ density * cell
     a0 = predicted(fine.unsqueeze(-1), 0).squeeze(-1)
     mass = 0.5 * (density[1:] + density[:-1])  # of a cell of a_1
     low = torch.minimum(a0[1:], a0[:-1])
     high = torch.maximum(a0[1:], a0[:-1])
     width = (high - low).clamp(min=1e-9)
-    below = ((EDGES.unsqueeze(-1) - low) / width).clamp(0, 1)  # share of a cell, [edges, cells]
+    below = (EDGES.unsqueeze(-1) - low) / width  # share of a cell, [edges, cells]
+    below = below.clamp(0, 1)
     cumulative = below @ (mass / mass.sum())
     cumulative[0] = 0
     cumulative[-1] = 1
@@ -189,7 +198,8 @@ def action_law(
 
 def smoothed(law: Tensor, std: float) -> Tensor:
     """The law with normal noise added."""
-    kernel = torch.exp(-0.5 * ((CENTRES.unsqueeze(-1) - CENTRES) / std) ** 2)
+    z = (CENTRES.unsqueeze(-1) - CENTRES) / std
+    kernel = torch.exp(-0.5 * z**2)
     return (kernel / kernel.sum(0)) @ law
 
 

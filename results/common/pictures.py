@@ -34,7 +34,8 @@ def thin(path: np.ndarray, tolerance: float) -> np.ndarray:
         if distance.max() > tolerance:
             middle = first + int(distance.argmax())
             keep.add(middle)
-            todo += [(first, middle), (middle, last)]
+            todo.append((first, middle))
+            todo.append((middle, last))
     return path[sorted(keep)]
 
 
@@ -51,19 +52,24 @@ def write_paths(study: str, run_dir: Path):
     """Record the paths of an evaluation of a run, and the states that are drawn beneath them."""
     started = time.time()
     record = read_json(run_dir / "run.json")
-    panel = draw_paths.evaluate(run_dir, record["args"]["eval_episodes"], with_data=True)
-    args, task = panel.args, draw_paths.edq.TASKS[panel.args.env_id]
-    is_ant = task.env.startswith("Ant")
-    tolerance, digits = (0.06, 2) if is_ant else (0.005, 3)
+    episodes = record["args"]["eval_episodes"]
+    panel = draw_paths.evaluate(run_dir, episodes, with_data=True)
+    args = panel.args
+    task = draw_paths.edq.TASKS[args.env_id]
+    if task.env.startswith("Ant"):
+        tolerance, digits = 0.06, 2
+    else:
+        tolerance, digits = 0.005, 3
     rows = []
     for i, path in enumerate(panel.paths):
+        goal_x, goal_y = panel.goals[i]
         thinned = thin(path.astype(float), tolerance)
         points = [metres(x, digits) for x in thinned.flatten()]
         row = {
             "episode": i,
             "arrived": int(panel.arrived[i]),
-            "goal_x": metres(panel.goals[i, 0]),
-            "goal_y": metres(panel.goals[i, 1]),
+            "goal_x": metres(goal_x),
+            "goal_y": metres(goal_y),
             "path": " ".join(points),
         }
         rows.append(row)
@@ -76,7 +82,9 @@ def write_paths(study: str, run_dir: Path):
     folder = RECORDS / study
     name = f"{args.env_id}-{args.preset}-{args.seed}"
     write_record(folder / f"paths-{name}.csv", rows, started, **about)
-    states = [{"x": metres(x), "y": metres(y)} for x, y in panel.states]
+    states = []
+    for x, y in panel.states:
+        states.append({"x": metres(x), "y": metres(y)})
     write_record(folder / f"states-{args.env_id}.csv", states, started, dataset=dataset)
 
 
@@ -87,7 +95,8 @@ def path_of(row: dict) -> np.ndarray:
 
 def pairs(rows, x: str, y: str) -> np.ndarray:
     """Two columns, `[N, 2]`."""
-    return np.stack([column(rows, x), column(rows, y)], 1)
+    both = [column(rows, x), column(rows, y)]
+    return np.stack(both, 1)
 
 
 def read_panel(folder: Path, name: str, title: str, most: int | None) -> draw_paths.Panel:
@@ -106,7 +115,15 @@ def read_panel(folder: Path, name: str, title: str, most: int | None) -> draw_pa
     )
 
 
-def draw_mazes(folder: Path, titles: dict, path: Path, columns: int = 2, most: int | None = None):
+def draw_mazes(
+    folder: Path,
+    titles: dict,
+    path: Path,
+    columns: int = 2,
+    most: int | None = None,
+):
     """A panel a recorded run, by its name with its title; of each run the first `most` paths."""
-    panels = [read_panel(folder, name, title, most) for name, title in titles.items()]
+    panels = []
+    for name, title in titles.items():
+        panels.append(read_panel(folder, name, title, most))
     draw_paths.draw(panels, path, columns)

@@ -29,9 +29,10 @@ def machine() -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*: (.*)$", text, re.M)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")},
+        "versions": versions,
         "cpu": model[1] if model else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -53,7 +54,8 @@ def write_csv(path: Path, rows, comment: str = "", digits: int = 5):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: shortened(value, digits) for name, value in row.items()})
+            short = {name: shortened(value, digits) for name, value in row.items()}
+            writer.writerow(short)
     new.replace(path)
 
 
@@ -84,8 +86,9 @@ def read_record(path: Path) -> tuple[dict, list[dict]]:
             about = {}
             file.seek(0)
         rows = []
-        for row in csv.DictReader(file):
-            rows.append({name: number_or_text(text) for name, text in row.items()})
+        for texts in csv.DictReader(file):
+            row = {name: number_or_text(text) for name, text in texts.items()}
+            rows.append(row)
     return about, rows
 
 
@@ -100,7 +103,11 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
 
 def pick(rows, **wanted: object):
     """The rows in which the named columns have these values."""
-    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    found = []
+    for row in rows:
+        if all(row[k] == v for k, v in wanted.items()):
+            found.append(row)
+    return found
 
 
 def column(rows, name: str) -> np.ndarray:
@@ -110,5 +117,6 @@ def column(rows, name: str) -> np.ndarray:
 
 def markdown(head, rows) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rule = ["---"] * len(head)
+    lines = [" | ".join(cells) for cells in (head, rule, *rows)]
+    return "\n".join(f"| {line} |" for line in lines)

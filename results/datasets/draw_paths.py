@@ -71,24 +71,29 @@ class Recorder(gym.vector.VectorWrapper):
 
     def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
         obs, info = super().reset(**kwargs)
-        self.running = {i: [row.copy()] for i, row in enumerate(obs)}
-        self.episodes += self.running.values()
+        self.running = {}
+        for i, row in enumerate(obs):
+            self.running[i] = [row.copy()]
+            self.episodes.append(self.running[i])
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = super().step(actions)
         for i in list(self.running):
             self.running[i].append(obs[i].copy())
-            if terminated[i] or truncated[i]:
+            over = terminated[i] or truncated[i]
+            if over:
                 del self.running[i]
         return obs, reward, terminated, truncated, info
 
 
 def evaluate(run_dir: Path, episodes: int, with_data: bool) -> Panel:
     """Evaluate the newest checkpoint, as the script does, and keep the way of each episode."""
-    flags = ["--evaluate", str(run_dir), "--device", "cpu", "--eval-episodes", str(episodes)]
+    flags = ["--evaluate", str(run_dir), "--device", "cpu"]
+    flags += ["--eval-episodes", str(episodes)]
     args = edq.parse_args(flags)
-    reference = json.loads((run_dir / "run.json").read_text())["dataset"]["reference"]
+    run = json.loads((run_dir / "run.json").read_text())
+    reference = run["dataset"]["reference"]
     envs = Recorder(edq.vector_env(args))
     obs_dim = envs.single_observation_space.shape[0]
     act_dim = envs.single_action_space.shape[0]
@@ -98,16 +103,20 @@ def evaluate(run_dir: Path, episodes: int, with_data: bool) -> Panel:
     results = edq.evaluate(agent, envs, args, reference, episodes)
     envs.close()
     recorded = [np.array(obs) for obs in envs.episodes[:episodes]]
+    paths = [positions(obs) for obs in recorded]
+    goals = [obs[0, -2:] for obs in recorded]
+    arrived = [result["score"] > 0 for result in results]
     states = np.zeros((0, 2))
     if with_data:
         data, _ = edq.load_dataset(args, "cpu")
-        rows = np.linspace(0, len(data.obs) - 1, 4000).astype(int)
-        states = positions(data.obs.numpy()[rows])
+        obs = data.obs.numpy()
+        rows = np.linspace(0, len(obs) - 1, 4000).astype(int)
+        states = positions(obs[rows])
     return Panel(
         args=args,
-        paths=[positions(obs) for obs in recorded],
-        goals=np.array([obs[0, -2:] for obs in recorded]),
-        arrived=[result["score"] > 0 for result in results],
+        paths=paths,
+        goals=np.array(goals),
+        arrived=arrived,
         states=states,
     )
 
@@ -116,25 +125,32 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
     """One run."""
     task = edq.TASKS[panel.args.env_id]
     cells = task.env_kwargs["maze_map"]
-    walls = np.array([[cell == 1 for cell in line] for line in cells])[1:-1, 1:-1]
+    walls = np.array([[cell == 1 for cell in line] for line in cells])
+    walls = walls[1:-1, 1:-1]  # without the outer one
     half_cell = 2 if task.env.startswith("Ant") else 0.5  # metres
     y, x = np.array(walls.shape) * half_cell
-    ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=(-x, x, -y, y))
+    edges = (-x, x, -y, y)
+    ax.imshow(walls, "Greys", vmin=0, vmax=1.8, extent=edges)
     ax.spines[:].set(lw=5, color="0.53")  # the outer wall
-    ax.plot(*panel.states.T, ".", color="0.75", ms=2, label="data")
+    style = dict(color="0.75", ms=2)
+    ax.plot(*panel.states.T, ".", label="data", **style)
+    paths = panel.paths[: panel.most]
     for arrived, colour, word in (
         (False, "#c7522a", "did not arrive"),
         (True, "#0b6e99", "arrived"),
     ):
         lines = [GAP]
-        for path, success in zip(panel.paths[: panel.most], panel.arrived):
+        for path, success in zip(paths, panel.arrived):
             if success == arrived:
                 lines += [path, GAP]
-        ax.plot(*np.vstack(lines).T, color=colour, lw=0.8, alpha=0.7, label=word)
-    starts = np.array([path[0] for path in panel.paths[: panel.most]])
-    ax.plot(*starts.T, "o", color="white", mec="black", ms=5, label="start")
+        style = dict(color=colour, lw=0.8, alpha=0.7)
+        ax.plot(*np.vstack(lines).T, label=word, **style)
+    starts = [path[0] for path in paths]
+    style = dict(color="white", mec="black", ms=5)
+    ax.plot(*np.transpose(starts), "o", label="start", **style)
     goals = panel.goals[: panel.most]
-    ax.plot(*goals.T, "*", color="gold", mec="black", ms=11, label="goal")
+    style = dict(color="gold", mec="black", ms=11)
+    ax.plot(*goals.T, "*", label="goal", **style)
     count = f"{sum(panel.arrived)} of {len(panel.paths)} arrive"
     args = panel.args
     title = panel.title or f"{args.env_id}, {args.preset}, seed {args.seed}"
@@ -145,8 +161,12 @@ def draw(panels: list[Panel], out: Path, columns: int = 2) -> None:
     """Draw all panels, then put the picture in its place in one step."""
     columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
-    shapes = [np.shape(edq.TASKS[panel.args.env_id].env_kwargs["maze_map"]) for panel in panels]
-    height = 6 * max((y - 2) / (x - 2) for y, x in shapes) + 0.4  # inches; a panel is 6 wide
+    ratios = []  # height over width
+    for panel in panels:
+        task = edq.TASKS[panel.args.env_id]
+        y, x = np.shape(task.env_kwargs["maze_map"])
+        ratios.append((y - 2) / (x - 2))
+    height = 6 * max(ratios) + 0.4  # inches; a panel is 6 wide
     size = (6 * columns, height * rows + 0.4)
     fig = Figure(figsize=size, dpi=100, layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False).flatten()
@@ -154,14 +174,16 @@ def draw(panels: list[Panel], out: Path, columns: int = 2) -> None:
         draw_panel(ax, panel)
     for ax in axes[len(panels) :]:
         ax.remove()
-    handles = axes[0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=5, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    style = dict(loc="outside lower center", ncols=5, frameon=False)
+    fig.legend(handles, labels, **style)
     unfinished = out.with_name(f".unfinished-{out.name}")
     fig.savefig(unfinished, bbox_inches="tight")
     if out.suffix == ".png":  # 256 colours do, at a third of the size
         picture = Image.open(unfinished).convert("RGB")
         method = Image.Quantize.MAXCOVERAGE
-        picture = picture.quantize(256, method, dither=Image.Dither.NONE)
+        dither = Image.Dither.NONE
+        picture = picture.quantize(256, method, dither=dither)
         picture.save(unfinished)
     os.replace(unfinished, out)
 
@@ -171,11 +193,15 @@ def main(args: Args) -> None:
     run_dirs = [path.expanduser() for path in args.run_dirs]
     if not run_dirs or args.episodes < 1:
         fail("name a run folder, and at least one episode")
-    out = (args.out or run_dirs[0] / "paths.png").expanduser()
-    if out.suffix not in FORMATS or not out.absolute().parent.is_dir():
+    out = args.out or run_dirs[0] / "paths.png"
+    out = out.expanduser()
+    has_folder = out.absolute().parent.is_dir()
+    if out.suffix not in FORMATS or not has_folder:
         fail(f"{out} is no png, pdf or svg in a folder that is there")
     try:
-        panels = [evaluate(run_dir, args.episodes, args.data) for run_dir in run_dirs]
+        panels = []
+        for run_dir in run_dirs:
+            panels.append(evaluate(run_dir, args.episodes, args.data))
         draw(panels, out)
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"cannot draw {out}: {error}")

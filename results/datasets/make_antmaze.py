@@ -81,11 +81,19 @@ TASKS = {
     "umaze-diverse": Task("AntMaze_UMaze-v4", maps.U_MAZE, 700, (3, 1), (1, 1)),
     "medium-play": Task("AntMaze_Medium-v4", maps.MEDIUM_MAZE, 1000, (1, 1), (6, 6)),
     "medium-diverse": Task(
-        "AntMaze_Medium_Diverse_GR-v4", maps.MEDIUM_MAZE_DIVERSE_GR, 1000, (1, 1), (6, 6)
+        "AntMaze_Medium_Diverse_GR-v4",
+        maps.MEDIUM_MAZE_DIVERSE_GR,
+        1000,
+        (1, 1),
+        (6, 6),
     ),
     "large-play": Task("AntMaze_Large-v4", maps.LARGE_MAZE, 1000, (1, 1), (7, 9)),
     "large-diverse": Task(
-        "AntMaze_Large_Diverse_GR-v4", maps.LARGE_MAZE_DIVERSE_GR, 1000, (1, 1), (7, 9)
+        "AntMaze_Large_Diverse_GR-v4",
+        maps.LARGE_MAZE_DIVERSE_GR,
+        1000,
+        (1, 1),
+        (7, 9),
     ),
 }
 GROUP = 20  # episodes in lockstep; another number would change the last digits, so all the data
@@ -93,9 +101,14 @@ CELL = 4.0  # metres, as all lengths here
 RADIUS = {"minari": 0.45, "d4rl": 0.5}  # how near the goal a step is rewarded
 NEAR = 1.0  # where a waypoint is reached
 JITTER = 0.4  # how far a waypoint is moved from its cell's centre
-FLIP = np.array(
-    [[1, 1], [1, -1], [1, -1], [1, 1]]
-)  # [leg, hip or ankle]: two ankles bend inversely
+FLIP = np.array(  # [leg, hip or ankle]: two ankles bend inversely
+    [
+        [1, 1],
+        [1, -1],
+        [1, -1],
+        [1, 1],
+    ]
+)
 SUFFIX = {"minari": "", "d4rl": "-d4rl"}
 
 
@@ -104,7 +117,12 @@ class Args:
     """Record AntMaze datasets."""
 
     task: Literal[
-        "umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"
+        "umaze",
+        "umaze-diverse",
+        "medium-play",
+        "medium-diverse",
+        "large-play",
+        "large-diverse",
     ] = "large-diverse"
     """maze, starts and goals"""
     form: tuple[Literal["minari", "d4rl"], ...] = ("minari",)
@@ -144,27 +162,37 @@ def features(obs: np.ndarray, rel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ahead = [*(rel.T / distance), zero]
     world = np.array([upwards, ahead, obs[:, 13:16].T])  # [vector, axis, B]
     body = np.einsum("ijb,vib->vjb", body_to_world, world)
-    body = np.concatenate([body, obs[None, :, 16:19].mT])  # spin is of the body already
-    k = np.rint(np.arctan2(body[1, 1], body[1, 0]) / (np.pi / 2)).astype(int) % 4
+    spin = obs[None, :, 16:19].mT  # of the body already
+    body = np.concatenate([body, spin])
+    angle = np.arctan2(body[1, 1], body[1, 0])  # of the target
+    k = np.rint(angle / (np.pi / 2)).astype(int) % 4
     cos = np.array([1, 0, -1, 0])[k]
     sin = np.array([0, 1, 0, -1])[k]
     x, y, z = body.transpose(1, 0, 2)
-    up, ahead, speed, spin = np.stack([cos * x + sin * y, cos * y - sin * x, z], 2)  # [B, 3] each
-    legs = np.stack([obs[:, 5:13], obs[:, 19:27]], 1)  # [B, angle or speed, 8]
+    front = cos * x + sin * y
+    left = cos * y - sin * x
+    up, ahead, speed, spin = np.stack([front, left, z], 2)  # [B, 3] each
+    angles = obs[:, 5:13]
+    speeds = obs[:, 19:27]
+    legs = np.stack([angles, speeds], 1)  # [B, angle or speed, 8]
     legs = legs.reshape(-1, 2, 4, 2) * FLIP  # [B, angle or speed, leg, joint]
     rows = np.arange(len(obs))[:, None]
-    legs = legs[rows, :, (np.arange(4) + k[:, None]) % 4]  # [B, leg, angle or speed, joint]
+    turned = (np.arange(4) + k[:, None]) % 4
+    legs = legs[rows, :, turned]  # [B, leg, angle or speed, joint]
     legs = legs.transpose(0, 2, 3, 1).reshape(-1, 16)
+    height = obs[:, :1]
     far = np.minimum(distance, 8)[:, None]
-    return np.concatenate([obs[:, :1], up, ahead, far, speed, spin, legs], 1), k
+    return np.concatenate([height, up, ahead, far, speed, spin, legs], 1), k
 
 
 def torques(out: np.ndarray, k: np.ndarray) -> np.ndarray:
     """The network's output `[B, 8]`, hips then ankles as seen from the target, as an action."""
     order = np.array([3, 0, 1, 2])  # the ant's motors begin with the fourth leg
     rows = np.arange(len(out))[:, None]
-    legs = out.reshape(-1, 2, 4)[rows, :, (order - k[:, None]) % 4]  # [B, leg, joint]
-    return (legs * FLIP[order]).reshape(-1, 8)
+    turned = (order - k[:, None]) % 4
+    legs = out.reshape(-1, 2, 4)[rows, :, turned]  # [B, leg, joint]
+    legs = legs * FLIP[order]
+    return legs.reshape(-1, 8)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -176,11 +204,13 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 def act(ant: dict[str, np.ndarray], obs: np.ndarray, rel: np.ndarray) -> np.ndarray:
     """Torques `[B, 8]` that walk towards the targets. Another B gives other last digits."""
     x, k = features(obs, rel)
-    x = np.clip((x - ant["mean"]) / ant["std"], -10, 10).astype(np.float32)
+    x = (x - ant["mean"]) / ant["std"]
+    x = np.clip(x, -10, 10).astype(np.float32)
     for i in range(2):
         x = x @ ant[f"W{i}"] + ant[f"b{i}"]
         x = x / (1 + np.exp(-x))
-    return torques(np.clip(x @ ant["W2"] + ant["b2"], -1, 1), k)
+    out = x @ ant["W2"] + ant["b2"]
+    return torques(np.clip(out, -1, 1), k)
 
 
 def specs(task: str, length: int | None = None) -> tuple[EnvSpec, EnvSpec]:
@@ -189,12 +219,19 @@ def specs(task: str, length: int | None = None) -> tuple[EnvSpec, EnvSpec]:
     env = copy.deepcopy(gym.spec(env_id))
     eval_env = copy.deepcopy(gym.spec(env_id.replace("_Diverse_GR", "")))
     walls = eval_env.kwargs["maze_map"]
-    marks = {start: "r", goal: "g"}
-    scored = [
-        [marks.get((i, j), cell) for j, cell in enumerate(line)] for i, line in enumerate(walls)
-    ]
-    env.kwargs |= {"maze_map": cells or scored, "continuing_task": True, "reset_target": False}
-    eval_env.kwargs |= {"maze_map": scored, "continuing_task": False, "reset_target": False}
+    scored = [list(line) for line in walls]
+    for (row, column), mark in ((start, "r"), (goal, "g")):
+        scored[row][column] = mark
+    env.kwargs |= {
+        "maze_map": cells or scored,
+        "continuing_task": True,
+        "reset_target": False,
+    }
+    eval_env.kwargs |= {
+        "maze_map": scored,
+        "continuing_task": False,
+        "reset_target": False,
+    }
     env.max_episode_steps = length or steps
     return env, eval_env
 
@@ -215,7 +252,10 @@ def cells_at(xy: np.ndarray, walls: np.ndarray) -> np.ndarray:
 def centre_of(cell: tuple[int, int], walls: np.ndarray) -> np.ndarray:
     """Its position, `[2]`; the middle of the maze is the origin."""
     rows, columns = walls.shape
-    return CELL * np.array([cell[1] + 0.5 - columns / 2, rows / 2 - cell[0] - 0.5])
+    row, column = cell
+    x = column + 0.5 - columns / 2
+    y = rows / 2 - row - 0.5
+    return CELL * np.array([x, y])
 
 
 def way_to(goal: tuple[int, int], walls: np.ndarray) -> dict[tuple[int, int], tuple[int, int]]:
@@ -238,7 +278,8 @@ def way_to(goal: tuple[int, int], walls: np.ndarray) -> dict[tuple[int, int], tu
 @functools.cache
 def make_env(task: str, length: int) -> gym.Env:
     """The environment of the data, once in a process."""
-    env = gym.make(specs(task, length)[0], disable_env_checker=True)
+    spec, _ = specs(task, length)
+    env = gym.make(spec, disable_env_checker=True)
     os.unlink(env.unwrapped.tmp_xml_file_path)  # the maze's model, which it leaves behind
     return env
 
@@ -246,7 +287,12 @@ def make_env(task: str, length: int) -> gym.Env:
 class Walkers:
     """The waypoints of ants that walk side by side, each to a goal of its own."""
 
-    def __init__(self, goals: np.ndarray, walls: np.ndarray, rngs: list[np.random.Generator]):
+    def __init__(
+        self,
+        goals: np.ndarray,
+        walls: np.ndarray,
+        rngs: list[np.random.Generator],
+    ):
         self.goals = goals
         self.walls = walls
         self.rngs = rngs
@@ -263,11 +309,12 @@ class Walkers:
         near = np.hypot(*(self.targets - xy).T) < NEAR
         under_way = (self.targets != self.goals).any(1)
         for i in np.flatnonzero(lost | near & under_way):
-            cell = tuple((here if lost[i] else self.aims)[i].tolist())
-            aim = self.ways[i][cell]
+            way = self.ways[i]
+            cell = here[i] if lost[i] else self.aims[i]
+            aim = way[tuple(cell.tolist())]
             self.aims[i] = aim
             shift = self.rngs[i].uniform(-JITTER, JITTER, 2)
-            if self.ways[i][aim] == aim:
+            if way[aim] == aim:
                 self.targets[i] = self.goals[i]
             else:
                 self.targets[i] = centre_of(aim, self.walls) + shift
@@ -275,7 +322,13 @@ class Walkers:
 
 
 def record_group(
-    task: str, length: int, seed: int, noise: float, first: int, count: int, part: Path
+    task: str,
+    length: int,
+    seed: int,
+    noise: float,
+    first: int,
+    count: int,
+    part: Path,
 ) -> int:
     """Record `count` episodes from number `first` on, in lockstep, and store them in `part`.
 
@@ -285,30 +338,34 @@ def record_group(
     ant = load_arrays(ANT)
     rngs = [np.random.default_rng([seed, first + i]) for i in range(count)]
     seeds = [int(rng.integers(2**31)) for rng in rngs]
-    noises = noise * np.stack([rng.normal(size=(length, 8)) for rng in rngs], 1)  # [N, count, 8]
+    drawn = [rng.normal(size=(length, 8)) for rng in rngs]
+    noises = noise * np.stack(drawn, 1)  # [N, count, 8]
     data = [mujoco.MjData(env.model) for _ in range(count)]
     states = np.zeros((length + 1, GROUP, 29))  # qpos and qvel; rows from count on stay unused
     actions = np.zeros((length, count, 8), np.float32)
     goals = np.zeros((count, 2))
-    for i in range(count):
-        goals[i] = env.reset(seed=seeds[i])[0]["desired_goal"]
-        data[i].qpos[:] = env.data.qpos
-        data[i].qvel[:] = env.data.qvel
-        mujoco.mj_forward(env.model, data[i])  # as the environment does
-        states[0, i] = np.concatenate([data[i].qpos, data[i].qvel])
-    walkers = Walkers(goals, walls_of(specs(task)[0]), rngs)
+    for i, of_ant in enumerate(data):
+        obs, _ = env.reset(seed=seeds[i])
+        goals[i] = obs["desired_goal"]
+        of_ant.qpos[:] = env.data.qpos
+        of_ant.qvel[:] = env.data.qvel
+        mujoco.mj_forward(env.model, of_ant)  # as the environment does
+        states[0, i, :15] = of_ant.qpos
+        states[0, i, 15:] = of_ant.qvel
+    spec, _ = specs(task)
+    walkers = Walkers(goals, walls_of(spec), rngs)
     rel = np.ones((GROUP, 2))
     for t in range(length):
         xy = states[t, :count, :2]
         rel[:count] = walkers.follow(xy) - xy
-        torque = act(ant, states[t, :, 2:], rel)[:count] + noises[t]
+        torque = act(ant, states[t, :, 2:], rel)
         # Rounded to float32 before the step: so the stored actions repeat the very same episode.
-        actions[t] = np.clip(torque, -1, 1)
-        for i in range(count):
-            data[i].ctrl[:] = actions[t, i]
-            mujoco.mj_step(env.model, data[i], nstep=5)
-            states[t + 1, i, :15] = data[i].qpos
-            states[t + 1, i, 15:] = data[i].qvel
+        actions[t] = np.clip(torque[:count] + noises[t], -1, 1)
+        for i, of_ant in enumerate(data):
+            of_ant.ctrl[:] = actions[t, i]
+            mujoco.mj_step(env.model, of_ant, nstep=5)
+            states[t + 1, i, :15] = of_ant.qpos
+            states[t + 1, i, 15:] = of_ant.qvel
     states = states[:, :count].swapaxes(0, 1)  # [count, N + 1, 29]
     distance = np.linalg.norm(states[..., :2] - goals[:, None], axis=-1)
     unfinished = part.with_suffix(".tmp")
@@ -341,7 +398,8 @@ def episodes_of(parts: list[Path], form: str, goal: np.ndarray) -> Iterator[dict
                 ends = np.zeros(count, bool)
             else:
                 shown = goal
-                success = np.linalg.norm(xy - goal, axis=1) <= RADIUS["d4rl"]
+                distance = np.linalg.norm(xy - goal, axis=1)
+                success = distance <= RADIUS["d4rl"]
                 ends = success[1:]
             yield {
                 "observations": {
@@ -386,14 +444,18 @@ class Figures:
             ]
             for array in arrays:
                 self.digest.update(array.tobytes())
-            self.cells.update(map(tuple, cells_at(xy, self.walls).tolist()))
-            self.squares.update(map(tuple, np.floor(xy).astype(int).tolist()))
+            cells = cells_at(xy, self.walls)
+            squares = np.floor(xy).astype(int)
+            self.cells.update(map(tuple, cells.tolist()))
+            self.squares.update(map(tuple, squares.tolist()))
+            rewards = episode["rewards"]
             self.episodes += 1
-            self.steps += len(episode["rewards"])
-            self.arrived += int(episode["rewards"].any())
-            self.rewarded += int(episode["rewards"].sum())
-            # The torso's own z axis points downwards.
-            self.flipped += int((2 * np.square(states[1:, 4:6]).sum(1) > 1).sum())
+            self.steps += len(rewards)
+            self.arrived += int(rewards.any())
+            self.rewarded += int(rewards.sum())
+            tilt = np.square(states[1:, 4:6]).sum(1)
+            flipped = 2 * tilt > 1  # the torso's own z axis points downwards
+            self.flipped += int(flipped.sum())
             yield episode
 
     def row(self) -> dict:
@@ -456,7 +518,9 @@ def remove_work(work: Path, parts: list[Path]) -> None:
 def work_folder(parent: Path, *arguments: object) -> Path:
     """Where finished groups wait; parts of another ant, program or version are of no use."""
     key = repr((*arguments, mujoco.__version__, np.__version__)).encode()
-    digest = hashlib.sha256(key + ANT.read_bytes() + Path(__file__).read_bytes())
+    digest = hashlib.sha256(key)
+    digest.update(ANT.read_bytes())
+    digest.update(Path(__file__).read_bytes())
     work = parent / f".unfinished-antmaze-{digest.hexdigest()[:12]}"
     work.mkdir(parents=True, exist_ok=True)
     return work
@@ -468,16 +532,23 @@ def usable_cores() -> int:
     return os.cpu_count()
 
 
-def write_set(args: Args, form: str, folder: Path, dataset_id: str, parts: list[Path]) -> dict:
+def write_set(
+    args: Args,
+    form: str,
+    folder: Path,
+    dataset_id: str,
+    parts: list[Path],
+) -> dict:
     """Write one dataset from the recorded groups; returns its figures."""
     env, eval_env = specs(args.task, args.length)
     walls = walls_of(env)
     figures = Figures(walls)
     goal = centre_of(TASKS[args.task].goal, walls)
+    episodes = episodes_of(parts, form, goal)
     save(
         folder,
         dataset_id,
-        figures.watch(episodes_of(parts, form, goal)),
+        figures.watch(episodes),
         env,
         eval_env,
         tool=Path(__file__).name,
@@ -488,14 +559,20 @@ def write_set(args: Args, form: str, folder: Path, dataset_id: str, parts: list[
         description=f"AntMaze {args.task} in the form of {form}, rebuilt with D4RL's recipe, not "
         f"the published data. Action noise {args.action_noise}, seed {args.seed}.",
     )
-    about = {"dataset": dataset_id, "task": args.task, "form": form, "seed": args.seed}
+    about = {
+        "dataset": dataset_id,
+        "task": args.task,
+        "form": form,
+        "seed": args.seed,
+    }
     return about | figures.row()
 
 
 def collect(args: Args) -> list[dict]:
     """Record all groups that are not there yet, then write a dataset a form; returns figures."""
     length = args.length or TASKS[args.task].steps
-    ids = args.dataset_id or [f"edq/antmaze/{args.task}{SUFFIX[form]}-v0" for form in args.form]
+    usual = [f"edq/antmaze/{args.task}{SUFFIX[form]}-v0" for form in args.form]
+    ids = args.dataset_id or usual
     names = " and ".join(ids)
     folders = [folder_of(dataset_id) for dataset_id in ids]
     count = -(-args.transitions // length)
@@ -506,15 +583,20 @@ def collect(args: Args) -> list[dict]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail(f"another process is at work on {names} already")
-        jobs = []
-        for first in range(0, count, GROUP):
-            part = work / f"{first:07}.npz"
-            jobs.append((*same, first, min(GROUP, count - first), part))
-        parts = [job[-1] for job in jobs]
-        missing = [job for job in jobs if not job[-1].exists()]
+        parts = []
+        missing = []  # jobs
         total = length * count
-        done = total - length * sum(job[-2] for job in missing)
-        processes = max(1, min(args.processes or usable_cores(), len(missing)))
+        done = 0
+        for first in range(0, count, GROUP):
+            size = min(GROUP, count - first)
+            part = work / f"{first:07}.npz"
+            parts.append(part)
+            if part.exists():
+                done += length * size
+            else:
+                missing.append((*same, first, size, part))
+        wanted = args.processes or usable_cores()
+        processes = max(1, min(wanted, len(missing)))
         found = f"; {done} are there already" if done else ""
         print(
             f"{names}: {count} episodes of {length} steps, {total} transitions{found}; "
@@ -531,7 +613,8 @@ def collect(args: Args) -> list[dict]:
         new = [work / f"set-{form}" for form in args.form]
         rows = []
         for form, dataset_id, folder in zip(args.form, ids, new):
-            rows.append(write_set(args, form, folder, dataset_id, parts) | speed)
+            row = write_set(args, form, folder, dataset_id, parts)
+            rows.append(row | speed)
         for dataset_id, source, folder in zip(ids, new, folders):
             folder_of(dataset_id)  # once more: recording takes minutes
             os.rename(source, folder)

@@ -84,16 +84,19 @@ class Floor:
         heading = rng.uniform(-np.pi, np.pi)
         tilt = tilted * rng.uniform(0, np.radians(80))
         towards = rng.uniform(0, 2 * np.pi)
-        upright = np.array([np.cos(heading / 2), 0, 0, np.sin(heading / 2)])
+        half = heading / 2
+        upright = np.array([np.cos(half), 0, 0, np.sin(half)])
         axis = np.array([np.cos(towards), np.sin(towards), 0])
-        lean = np.array([np.cos(tilt / 2), *np.sin(tilt / 2) * axis])
+        half = tilt / 2
+        lean = np.array([np.cos(half), *np.sin(half) * axis])
         mujoco.mju_mulQuat(data.qpos[3:7], lean, upright)
         if tilted:
             low, high = self.model.jnt_range[1:].T
             data.qpos[7:] = rng.uniform(low, high)
             data.qvel[:] = rng.normal(size=14)
         mujoco.mj_forward(self.model, data)
-        self.state[i] = np.concatenate([data.qpos, data.qvel])
+        self.state[i, :15] = data.qpos
+        self.state[i, 15:] = data.qvel
         self.age[i] = 0
         self.aim(i, rng.uniform(2, 8))
 
@@ -105,10 +108,13 @@ class Floor:
 
     def view(self) -> tuple[np.ndarray, np.ndarray]:
         """Observations `[ants, 27]` and the ways to the targets `[ants, 2]`."""
-        return self.state[:, 2:], self.target - self.state[:, :2]
+        obs = self.state[:, 2:]
+        way = self.target - self.state[:, :2]
+        return obs, way
 
     def distance(self) -> np.ndarray:
-        return np.hypot(*(self.target - self.state[:, :2]).T)
+        way = self.target - self.state[:, :2]
+        return np.hypot(*way.T)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Act `[ants, 8]`; rewards, who has arrived, who has fallen on its back, `[ants]` each."""
@@ -121,17 +127,24 @@ class Floor:
         self.age += 1
         after = self.distance()
         height = self.state[:, 2]
-        up = 1 - 2 * np.square(self.state[:, 4:6]).sum(1)  # vertical part of its own z axis
+        tilt = np.square(self.state[:, 4:6]).sum(1)
+        up = 1 - 2 * tilt  # vertical part of its own z axis
         arrived = after <= REACH
         fallen = up < -0.3
-        speed = np.minimum((before - after) / CONTROL, 3.5)
-        stands = (up > 0.5) & (height > 0.25) & (height < 1)
+        speed = (before - after) / CONTROL
+        speed = np.minimum(speed, 3.5)
+        upright = up > 0.5
+        stands = upright & (height > 0.25) & (height < 1)
         effort = np.square(actions).sum(1)
         reward = speed + 0.3 * stands + 3 * arrived - 0.05 * effort
         return np.where(fallen, -5.0, reward), arrived, fallen
 
 
-def evaluate(ant: dict[str, np.ndarray], ants: int = 64, seed: int = 1) -> tuple[float, float]:
+def evaluate(
+    ant: dict[str, np.ndarray],
+    ants: int = 64,
+    seed: int = 1,
+) -> tuple[float, float]:
     """Walk 4 m in 200 steps without noise: share that arrives, and speed towards it (m/s)."""
     floor = Floor(ants, np.random.default_rng(seed))
     for i in range(ants):
@@ -140,7 +153,8 @@ def evaluate(ant: dict[str, np.ndarray], ants: int = 64, seed: int = 1) -> tuple
     steps = np.full(ants, 200)  # until the arrival
     left = np.full(ants, np.nan)  # distance then, or at the end
     for step in range(1, 201):
-        _, arrived, _ = floor.step(act(ant, *floor.view()))
+        obs, way = floor.view()
+        _, arrived, _ = floor.step(act(ant, obs, way))
         new = arrived & np.isnan(left)
         steps[new] = step
         left[new] = REACH
@@ -175,15 +189,18 @@ class Normaliser:
 
     def update(self, x: np.ndarray) -> None:
         """x `[N, size]`."""
-        total = self.count + len(x)
+        new = len(x)
+        total = self.count + new
         gap = x.mean(0) - self.mean
-        spread = gap**2 * self.count * len(x) / total
-        self.var = (self.var * self.count + x.var(0) * len(x) + spread) / total
-        self.mean = self.mean + gap * len(x) / total
+        spread = gap**2 * self.count * new / total
+        within = self.var * self.count + x.var(0) * new
+        self.var = (within + spread) / total
+        self.mean = self.mean + gap * new / total
         self.count = total
 
     def __call__(self, x: np.ndarray) -> Tensor:
-        standard = np.clip((x - self.mean) / np.sqrt(self.var + 1e-8), -10, 10)
+        standard = (x - self.mean) / np.sqrt(self.var + 1e-8)
+        standard = np.clip(standard, -10, 10)
         return torch.tensor(standard, dtype=torch.float32)
 
 
@@ -207,7 +224,11 @@ class Learner:
         self.actor = Net(8, 0.1)
         self.critic = Net(1, 1.0)
         self.logstd = nn.Parameter(torch.full((8,), -0.5))
-        self.parameters = [*self.actor.parameters(), *self.critic.parameters(), self.logstd]
+        self.parameters = [
+            *self.actor.parameters(),
+            *self.critic.parameters(),
+            self.logstd,
+        ]
         self.lr = 3e-4
         self.optimizer = torch.optim.Adam(self.parameters, self.lr)
         self.seen = Normaliser(30)
@@ -215,14 +236,16 @@ class Learner:
     def log_prob(self, mean: Tensor, u: Tensor) -> Tensor:
         """Of u `[N, 8]` under the Gaussian, but for a constant; `[N]`."""
         z = (u - mean) / self.logstd.exp()
-        return (-0.5 * z.square() - self.logstd).sum(-1)
+        each = -0.5 * z.square() - self.logstd
+        return each.sum(-1)
 
     @torch.no_grad()
     def explore(self, x: np.ndarray) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
         """Features -> inputs, action with noise, its log-probability, value."""
         inputs = self.seen(x)
         mean = self.actor(inputs)
-        u = mean + self.logstd.exp() * torch.randn_like(mean)
+        noise = self.logstd.exp() * torch.randn_like(mean)
+        u = mean + noise
         return inputs, u, self.log_prob(mean, u), self.value(x)
 
     @torch.no_grad()
@@ -246,27 +269,35 @@ class Learner:
 
     def update(self, rows: list[Rows], after: np.ndarray) -> None:
         """Five epochs of PPO on the rollout; `after` is the value of the states behind it."""
-        advantages = torch.from_numpy(self.advantages(rows, after).reshape(-1))
-        self.seen.update(np.concatenate([row.following for row in rows]))
+        advantages = self.advantages(rows, after).reshape(-1)
+        advantages = torch.from_numpy(advantages)
+        following = np.concatenate([row.following for row in rows])
+        self.seen.update(following)
         inputs = torch.cat([row.inputs for row in rows])
         u = torch.cat([row.u for row in rows])
         old = torch.cat([row.logp for row in rows])
-        returns = advantages + torch.from_numpy(np.concatenate([row.value for row in rows]))
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        value = np.concatenate([row.value for row in rows])
+        returns = advantages + torch.from_numpy(value)
+        centred = advantages - advantages.mean()
+        advantages = centred / (advantages.std() + 1e-8)
+        size = min(MINIBATCH, len(old))
         for _ in range(EPOCHS):
             kls = []
-            for pick in torch.randperm(len(old)).split(min(MINIBATCH, len(old))):
-                logp = self.log_prob(self.actor(inputs[pick]), u[pick])
+            for pick in torch.randperm(len(old)).split(size):
+                x = inputs[pick]
+                advantage = advantages[pick]
+                logp = self.log_prob(self.actor(x), u[pick])
                 ratio = (logp - old[pick]).exp()
                 clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
-                gain = torch.min(ratio * advantages[pick], clipped * advantages[pick]).mean()
-                error = self.critic(inputs[pick])[:, 0] - returns[pick]
-                loss = error.square().mean() - gain
+                gain = torch.min(ratio * advantage, clipped * advantage)
+                error = self.critic(x)[:, 0] - returns[pick]
+                loss = error.square().mean() - gain.mean()
                 self.optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters, 1.0)
                 self.optimizer.step()
-                kls.append((ratio - 1 - ratio.log()).mean().item())
+                kl = ratio - 1 - ratio.log()
+                kls.append(kl.mean().item())
             self.adapt_rate(np.mean(kls))
 
     def adapt_rate(self, kl: float) -> None:
@@ -286,8 +317,11 @@ class Learner:
             "logstd": self.logstd.detach().numpy().copy(),
         }
         for i in range(3):
-            ant[f"W{i}"] = self.actor[2 * i].weight.detach().numpy().T.copy()
-            ant[f"b{i}"] = self.actor[2 * i].bias.detach().numpy().copy()
+            layer = self.actor[2 * i]
+            weight = layer.weight.detach().numpy()
+            bias = layer.bias.detach().numpy()
+            ant[f"W{i}"] = weight.T.copy()
+            ant[f"b{i}"] = bias.copy()
         return ant
 
 
@@ -321,7 +355,8 @@ def train(args: Args) -> tuple[dict[str, np.ndarray], list[dict]]:
         rows = []
         for _ in range(args.rollout):
             inputs, u, logp, value = learner.explore(x)
-            reward, arrived, fallen = floor.step(torques(u.clamp(-1, 1).numpy(), k))
+            out = u.clamp(-1, 1).numpy()
+            reward, arrived, fallen = floor.step(torques(out, k))
             late = (floor.age >= EPISODE) & ~fallen
             ends = late | fallen
             following, _ = features(*floor.view())
@@ -329,7 +364,17 @@ def train(args: Args) -> tuple[dict[str, np.ndarray], list[dict]]:
             total = total + reward
             scale.update(running[:, None])
             scaled = reward / np.sqrt(scale.var + 1e-8)
-            rows.append(Rows(inputs, u, logp, scaled, value, following, late, ends))
+            row = Rows(
+                inputs=inputs,
+                u=u,
+                logp=logp,
+                reward=scaled,
+                value=value,
+                following=following,
+                late=late,
+                ends=ends,
+            )
+            rows.append(row)
             ended += list(total[ends])
             running = running * ~ends
             total = total * ~ends
@@ -344,14 +389,18 @@ def train(args: Args) -> tuple[dict[str, np.ndarray], list[dict]]:
             ant = learner.weights()
             success, speed = evaluate(ant)
             save_weights(args.out, ant)
-            curve.append({
+            seconds = time.time() - began
+            mean = float(np.mean(ended)) if ended else np.nan
+            point = {
                 "steps": iteration * size,
-                "seconds": round(time.time() - began, 1),
+                "seconds": round(seconds, 1),
                 "success": round(success, 3),
                 "closing_speed": round(speed, 3),
-                "return": round(float(np.mean(ended)), 1) if ended else np.nan,
-            })  # fmt: skip
-            tqdm.write("  ".join(f"{key} {value}" for key, value in curve[-1].items()))
+                "return": round(mean, 1),
+            }
+            curve.append(point)
+            cells = [f"{name} {value}" for name, value in point.items()]
+            tqdm.write("  ".join(cells))
             ended = []
     bar.close()
     return ant, curve
@@ -359,7 +408,8 @@ def train(args: Args) -> tuple[dict[str, np.ndarray], list[dict]]:
 
 def main(args: Args) -> None:
     """Check the arguments, train, and record the curve."""
-    if min(args.steps, args.ants, args.rollout, args.eval_every) < 1 or args.seed < 0:
+    counts = (args.steps, args.ants, args.rollout, args.eval_every)
+    if min(counts) < 1 or args.seed < 0:
         fail("steps, ants, rollout and eval-every start at 1, the seed at 0")
     args.out = new_file(args.out)
     record = new_file(args.record) if args.record else None

@@ -107,8 +107,12 @@ def start_of(args: Args, edq_args, obs_dim: int, act_dim: int):
     """The clone's actor with new critics."""
     torch.manual_seed(args.seed)
     agent = edq.Agent(obs_dim, act_dim, edq_args, "cpu")
-    saved = torch.load(args.clone / "checkpoint.pt", weights_only=True)["agent"]
-    actor = {k.removeprefix("actor."): v for k, v in saved.items() if k.startswith("actor.")}
+    checkpoint = torch.load(args.clone / "checkpoint.pt", weights_only=True)
+    saved = checkpoint["agent"]
+    actor = {}
+    for name, value in saved.items():
+        if name.startswith("actor."):
+            actor[name.removeprefix("actor.")] = value
     agent.actor.load_state_dict(actor)
     agent.actor_ema.load_state_dict(actor)
     agent.obs_mean.copy_(saved["obs_mean"])
@@ -116,36 +120,48 @@ def start_of(args: Args, edq_args, obs_dim: int, act_dim: int):
     agent.q = edq.QEnsemble(obs_dim, act_dim, args.num_critics, args.critic_dim, False)
     agent.target_q = copy.deepcopy(agent.q).requires_grad_(False)
     rate = torch.tensor(edq_args.critic_lr)
-    agent.optimisers["critic"] = torch.optim.Adam(agent.q.parameters(), rate, fused=True)
+    adam = torch.optim.Adam(agent.q.parameters(), rate, fused=True)
+    agent.optimisers["critic"] = adam
     return agent
 
 
 def load_critics(agent, args: Args) -> None:
     """The first M of the trained critics."""
     saved = torch.load(args.folder / "critics.pt", weights_only=True)
+    M = args.num_critics
     for net, name in ((agent.q, "q"), (agent.target_q, "target_q")):
-        net.load_state_dict({k: v[: args.num_critics] for k, v in saved[name].items()})
+        first = {k: v[:M] for k, v in saved[name].items()}
+        net.load_state_dict(first)
 
 
 def judge(agent, data, edq_args, steps: int, g: torch.Generator) -> list[dict]:
     """Critics with TD targets from the fixed actor; a row of figures each tenth of the way."""
     rows = []
     started = time.time()
+    every = max(1, steps // 10)
+    adam = agent.optimisers["critic"]
     for step in range(1, steps + 1):
         batch, noise = edq.draw_batch(data, edq_args, g)
         with torch.no_grad():
             target = edq.td_target(agent, batch, noise.target, edq_args)
         loss = edq.critic_loss(agent, batch, target)["losses/critic"]
-        edq.minimise(loss, agent.q, agent.optimisers["critic"], edq_args.grad_clip)
+        edq.minimise(loss, agent.q, adam, edq_args.grad_clip)
         with torch.no_grad():
-            for average, new in zip(agent.target_q.parameters(), agent.q.parameters()):
+            pairs = zip(agent.target_q.parameters(), agent.q.parameters())
+            for average, new in pairs:
                 average.lerp_(new, edq_args.tau)
-        if step % max(1, steps // 10) == 0:
+        if step % every == 0:
             seconds = time.time() - started
-            row = {"step": step, "losses/critic": float(loss), "q/mean": float(target.mean())}
-            row["q/std"] = float(target.std(0).mean())
-            rows.append(row | {"charts/sps": step / seconds, "charts/seconds": seconds})
-            print(rows[-1], flush=True)
+            row = {
+                "step": step,
+                "losses/critic": float(loss),
+                "q/mean": float(target.mean()),
+                "q/std": float(target.std(0).mean()),
+                "charts/sps": step / seconds,
+                "charts/seconds": seconds,
+            }
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
@@ -156,14 +172,22 @@ def go_on(agent, data, edq_args, steps: int, g: torch.Generator) -> list[dict]:
     every = max(1, steps // 10)
     for step in range(1, steps + 1):
         batch, noise = edq.draw_batch(data, edq_args, g)
-        edq.update(agent, batch, noise, edq_args, torch.tensor(10_000 + step))  # the EMA follows
+        late = torch.tensor(10_000 + step)  # the EMA follows
+        edq.update(agent, batch, noise, edq_args, late)
         if step % every == 0:
-            figures = dict(zip(edq.METRICS, (agent.metric_sum / every).tolist()))
+            means = agent.metric_sum / every
+            figures = dict(zip(edq.METRICS, means.tolist()))
             agent.metric_sum.zero_()
             seconds = time.time() - started
-            row = {"step": step, **figures}
-            rows.append(row | {"charts/sps": step / seconds, "charts/seconds": seconds})
-            print(step, {k: round(v, 4) for k, v in figures.items() if v}, flush=True)
+            row = {
+                "step": step,
+                **figures,
+                "charts/sps": step / seconds,
+                "charts/seconds": seconds,
+            }
+            rows.append(row)
+            told = {k: round(v, 4) for k, v in figures.items() if v}
+            print(step, told, flush=True)
     return rows
 
 
@@ -183,21 +207,29 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def write_run(args: Args, edq_args, info: dict, metrics: list[dict], episodes: list[dict]) -> None:
+def write_run(
+    args: Args,
+    edq_args,
+    info: dict,
+    metrics: list[dict],
+    episodes: list[dict],
+) -> None:
     """The files that a run of the script leaves."""
     folder = args.folder / args.name
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "numpy", "mujoco", "minari")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    of_branch = {"preset": args.stage, "gradient_steps": args.steps}
     run = {
         "script": "results/studies/antmaze/branches.py",
         "flags": sys.argv[1:],
-        "args": asdict(edq_args) | {"preset": args.stage, "gradient_steps": args.steps},
+        "args": asdict(edq_args) | of_branch,
         "critic_dim": args.critic_dim,
         "dataset": info,
         "git_commit": None,
         "threads": torch.get_num_threads(),
         "gpu": False,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions,
         "python": sys.version.split()[0],
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -211,7 +243,9 @@ def main(args: Args) -> None:
     saved = json.loads((args.clone / "run.json").read_text())["args"]
     edq_args = script_args(args, saved)
     data, info = edq.load_dataset(edq_args, "cpu")
-    agent = start_of(args, edq_args, data.obs.shape[1], data.action.shape[1])
+    obs_dim = data.obs.shape[1]
+    act_dim = data.action.shape[1]
+    agent = start_of(args, edq_args, obs_dim, act_dim)
     obs = (data.obs - agent.obs_mean) / agent.obs_std
     next_obs = (data.next_obs - agent.obs_mean) / agent.obs_std
     data = data._replace(obs=obs, next_obs=next_obs)

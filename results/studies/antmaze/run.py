@@ -82,18 +82,23 @@ class Args:
 def to_the_end(data, gamma: float):
     """Steps to an `end` from each transition on, and their discounted return; `[N]`, NaN if
     none."""
-    reward, end = data.reward.tolist(), data.end.tolist()
-    follows = (data.next_obs[:-1] == data.obs[1:]).all(1).tolist()  # the next row goes on here
+    reward = data.reward.tolist()
+    end = data.end.tolist()
+    same = data.next_obs[:-1] == data.obs[1:]
+    follows = same.all(1).tolist()  # the next row goes on here
     follows.append(False)
     steps, returns = math.nan, math.nan
     found = []
     for i in reversed(range(len(reward))):
         if end[i]:
-            steps, returns = 1, reward[i]
+            steps = 1
+            returns = reward[i]
         elif follows[i]:
-            steps, returns = steps + 1, reward[i] + gamma * returns
+            steps = steps + 1
+            returns = reward[i] + gamma * returns
         else:
-            steps, returns = math.nan, math.nan
+            steps = math.nan
+            returns = math.nan
         found.append((steps, returns))
     both = torch.tensor(found[::-1], dtype=torch.float64).T
     return both[0], both[1]
@@ -168,7 +173,8 @@ def ant_steps(edq, env_id: str, obs: Tensor, actions: Tensor) -> Tensor:
             ant.do_simulation(action, ant.frame_skip)
             qpos = ant.data.qpos
             qvel = ant.data.qvel
-            found.append(np.concatenate([qpos[2:], qvel, qpos[:2], goal]))
+            reached = [qpos[2:], qvel, qpos[:2], goal]
+            found.append(np.concatenate(reached))
     env.close()
     after = torch.from_numpy(np.array(found)).float()
     return after.to(obs.device).unflatten(0, actions.shape[:2])
@@ -198,7 +204,8 @@ def rounding(run: Run, several: Tensor, actions: Tensor, value: Tensor):
     """What tf32 and bf16 do to the LCB `[N, K]` of the candidates."""
     row = {}
     for precision in ("tf32", "bf16"):
-        other = pessimistic(run, q_in(precision, run.agent, several, actions))
+        q = q_in(precision, run.agent, several, actions)
+        other = pessimistic(run, q)
         error = other - value
         error = error - error.mean(1, keepdim=True)  # what moves all candidates changes no choice
         shift = other.softmax(1) - value.softmax(1)
@@ -210,7 +217,13 @@ def rounding(run: Run, several: Tensor, actions: Tensor, value: Tensor):
     return row
 
 
-def what_follows(run: Run, obs: Tensor, actions: Tensor, q: Tensor, g: torch.Generator) -> dict:
+def what_follows(
+    run: Run,
+    obs: Tensor,
+    actions: Tensor,
+    q: Tensor,
+    g: torch.Generator,
+) -> dict:
     """Value of where each candidate leads, against its own Q `[N, K]`."""
     agent = run.agent
     after = ant_steps(run.script, run.args.env_id, obs, actions)
@@ -298,7 +311,8 @@ def movement(path: np.ndarray, walls: np.ndarray):
 def walk(run: Run, episodes: int, **changes: object):
     """How the ants of an evaluation move: means and standard errors."""
     results, paths = watch(run, episodes, **changes)
-    maze = run.script.TASKS[run.args.env_id].env_kwargs["maze_map"]
+    task = run.script.TASKS[run.args.env_id]
+    maze = task.env_kwargs["maze_map"]
     walls = np.array([[cell == 1 for cell in line] for line in maze])
     rows = [movement(path, walls) for path in paths]
     found = {"success": run.script.means(results)["score"]}
@@ -321,7 +335,8 @@ def propose(by: Run, run: Run) -> Run:
     agent.sde = actor.sde
     names = ("num_diffusion_steps", "schedule", "action_clip")
     changes = {name: getattr(by.args, name) for name in names}
-    return replace(run, args=replace(run.args, **changes))
+    args = replace(run.args, **changes)
+    return replace(run, args=args)
 
 
 # === The command ==============================================================================
@@ -346,7 +361,8 @@ def walk_rows(run: Run, args: Args):
     }
     rows = [about_run(run) | own | walk(run, args.walk)]
     if args.actor and run.agent.q:
-        run = propose(load_run(args.actor, precision="fp32"), run)
+        by = load_run(args.actor, precision="fp32")
+        run = propose(by, run)
         for name, changes in CHOICES.items():
             how = own | {"actor": args.actor.name, "choose": name}
             figures = walk(run, args.walk, **changes)
@@ -370,15 +386,16 @@ def state_rows(run: Run, args: Args, device: str):
         order = torch.randperm(len(found), generator=g, device=device)
         chosen = found[order[: args.states]]
         batch = data.obs[chosen], data.action[chosen], returns[chosen]
-        row = about_run(run) | {"steps_left": name}
-        rows.append(row | look(run, batch, args.steps_from, g))
+        figures = look(run, batch, args.steps_from, g)
+        rows.append(about_run(run) | {"steps_left": name} | figures)
     return rows, {"id": info["id"], "hash": info["hash"]}
 
 
 def main(args: Args):
     started = time.time()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, about = [], {}
+    rows = []
+    about = {}
     for folder in args.runs:
         run = load_run(folder, device, precision="fp32")
         if args.walk:
@@ -386,7 +403,11 @@ def main(args: Args):
         else:
             new, about["dataset"] = state_rows(run, args, device)
         for row in new:
-            cells = (f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in row.items())
+            cells = []
+            for name, value in row.items():
+                if isinstance(value, float):
+                    value = f"{name} {value:.3g}"
+                cells.append(value)
             print(*cells, flush=True)
         rows += new
     if not rows:

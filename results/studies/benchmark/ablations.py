@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from results.common.intervals import interval, mean_se
-from results.common.records import ROOT, column, csv_rows, markdown
+from results.common.records import ROOT, column, csv_rows, markdown, pick
 
 BASE = "edq"
 SUITES = {  # suite: title in the picture
@@ -27,28 +27,33 @@ DIGITS = {"ablation-door": 2}  # of means and differences, where scores are as c
 
 def recorded(records: Path):
     """The suites that were run."""
-    return [suite for suite in SUITES if (records / "benchmark" / f"{suite}.csv").exists()]
+    folder = records / "benchmark"
+    return [suite for suite in SUITES if (folder / f"{suite}.csv").exists()]
 
 
 def arms_in_order(suite: str):
     """Arms as the suite's file names them, each followed by its other ways of acting."""
     path = ROOT / "results" / "suites" / f"{suite}.toml"
+    groups = tomllib.loads(path.read_text())["runs"]
     names = []
-    for group in tomllib.loads(path.read_text())["runs"]:
+    for group in groups:
         for arm in group["arms"]:
             names.append(arm)
-            names += [f"{arm}, {acting}" for acting in group.get("acting", {})]
+            for acting in group.get("acting", {}):
+                names.append(f"{arm}, {acting}")
     return names
 
 
 def arms(records: Path, suite: str):
     """Rows of each arm, as the seeds go; `edq` first, then as the suite's file has them."""
-    rows = csv_rows(records / "benchmark" / f"{suite}.csv")
+    folder = records / "benchmark"
+    rows = csv_rows(folder / f"{suite}.csv")
     if suite == "ablation-door":  # its `edq` and the other presets are among the benchmark's runs
-        others = csv_rows(records / "benchmark" / "stand-ins.csv")
-        rows += [row for row in others if row["task"] == "door-human"]
+        others = csv_rows(folder / "stand-ins.csv")
+        rows += pick(others, task="door-human")
+    rows.sort(key=lambda row: int(row["seed"]))
     found = {}
-    for row in sorted(rows, key=lambda row: int(row["seed"])):
+    for row in rows:
         found.setdefault(row["arm"], []).append(row)
     known = [arm for arm in arms_in_order(suite) if arm in found]
     names = dict.fromkeys([BASE, *known, *sorted(found)])
@@ -60,8 +65,9 @@ def difference(rows, base, digits: int = 1) -> str:
     of_base = {row["seed"]: float(row["last"]) for row in base}
     values = []
     for row in rows:
-        if row["seed"] in of_base:
-            values.append(float(row["last"]) - of_base[row["seed"]])
+        seed = row["seed"]
+        if seed in of_base:
+            values.append(float(row["last"]) - of_base[seed])
     values = np.array(values)
     if len(values) < 2:
         return "-"
@@ -89,15 +95,18 @@ def tables(records: Path) -> dict[str, str]:
 
 def panel(axes: Axes, all_arms):
     """A line an arm, a dot a seed, a bar their mean; equal scores lie above each other."""
+    dots = dict(color="#0b6e99", markersize=4, label="a seed")
+    bar = dict(color="black", linewidth=2, label="mean")
     for i, of_arm in enumerate(all_arms.values()):
         last = np.sort(column(of_arm, "last"))
         first = np.searchsorted(last, last)  # of those that are equal
-        height = -i + 0.22 * (np.arange(len(last)) - first)
+        above = np.arange(len(last)) - first
         mean = last.mean()
-        axes.plot(last, height, "o", color="#0b6e99", markersize=4, label="a seed")
-        axes.vlines(mean, -i - 0.3, -i + 0.3, color="black", linewidth=2, label="mean")
+        axes.plot(last, -i + 0.22 * above, "o", **dots)
+        axes.vlines(mean, -i - 0.3, -i + 0.3, **bar)
     base = column(all_arms[BASE], "last").mean()
-    axes.axvline(base, color="grey", linewidth=1, linestyle=":", label=f"mean of {BASE}")
+    style = dict(color="grey", linewidth=1, linestyle=":")
+    axes.axvline(base, label=f"mean of {BASE}", **style)
     heights = -np.arange(len(all_arms))
     axes.set_yticks(heights, list(all_arms), fontsize=8)
     axes.set_xlabel("last score")
@@ -114,7 +123,14 @@ def figures(records: Path, out: Path):
         panel(axes, all_arms)
         data = float(all_arms[BASE][0]["data"])
         axes.set_title(f"{SUITES[suite]}; the data: {data:.1f}", fontsize=9)
-    by_label = dict(zip(*panels[0, 0].get_legend_handles_labels()[::-1]))
-    style = dict(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
-    figure.legend(by_label.values(), by_label.keys(), **style)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    by_label = dict(zip(labels, handles))
+    figure.legend(
+        by_label.values(),
+        by_label.keys(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+    )
     figure.savefig(out / "ablations.png", dpi=110)

@@ -60,7 +60,8 @@ def evaluations_of(records: Path):
 
 def selected(records: Path) -> str:
     """Mean last, offline-selected and best score, over the tasks with three evaluations or more."""
-    counts, found = evaluations_of(records), runs(records)
+    counts = evaluations_of(records)
+    found = runs(records)
     tasks = [key for key in found if counts[key] >= 3]
     rows = []
     for arm, name in ARMS.items():
@@ -69,10 +70,13 @@ def selected(records: Path) -> str:
             by_task = [column(found[key][arm], kind) for key in tasks]
             scores[kind] = np.stack(by_task)
         gain = scores["best"] - scores["last"]
-        most = int(gain.mean(1).argmax())
-        largest = f"{gain.mean(1)[most]:.0f} ({tasks[most][1]}, {counts[tasks[most]]} evaluations)"
-        of_arm = [row for key in tasks for row in found[key][arm]]
-        settled = [row["settled"] == "True" for row in of_arm]
+        of_tasks = gain.mean(1)
+        most = int(of_tasks.argmax())
+        key = tasks[most]
+        largest = f"{of_tasks[most]:.0f} ({key[1]}, {counts[key]} evaluations)"
+        settled = []
+        for key in tasks:
+            settled += [row["settled"] == "True" for row in found[key][arm]]
         means = [f"{values.mean():.1f}" for values in scores.values()]
         met = f"{sum(settled)} of {len(settled)}"
         rows.append([name, *means, f"{gain.mean():.1f}", largest, met])
@@ -86,20 +90,22 @@ def stability(records: Path) -> str:
     rows = []
     for arm, name in ARMS.items():
         steps, scores = curve(records, "pointmaze-medium", arm)
-        peak = int(scores.mean(0).argmax())
+        means = scores.mean(0)
+        peak = int(means.argmax())
         late = scores[:, steps > LATE]  # [seed, evaluation]
+        of_seeds = late.mean(1)
         episodes = float(of_task[arm][0]["episodes"])
-        chance = np.sqrt(late * (100 - late) / episodes).mean()
+        chance = np.sqrt(late * (100 - late) / episodes)
         rows.append(
             [
                 name,
-                f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,.0f}",
+                f"{means[peak]:.0f} at {steps[peak]:,.0f}",
                 f"{late.mean():.0f}",
-                ", ".join(f"{v:.0f}" for v in late.mean(1)),
+                ", ".join(f"{v:.0f}" for v in of_seeds),
                 f"{late.min():.0f}",
                 f"{late.std(1, ddof=1).mean():.0f}",
-                f"{chance:.0f}",
-                f"{late.mean(1).std(ddof=1):.0f}",
+                f"{chance.mean():.0f}",
+                f"{of_seeds.std(ddof=1):.0f}",
             ]
         )
     head = ["method", "highest mean of the seeds", f"mean after {LATE:,}", "of each seed"]
@@ -129,7 +135,8 @@ def draw_interval(axes: Axes, y: float, estimate, arm: str, marker: str = "o"):
     """A bar at height y, and a marker at the point."""
     point, low, high = estimate
     colour = COLOURS[arm]
-    axes.hlines(y, low, high, color=colour, linewidth=3, alpha=0.5)
+    bar = dict(color=colour, linewidth=3, alpha=0.5)
+    axes.hlines(y, low, high, **bar)
     axes.plot(point, y, marker, color=colour, markersize=5)
 
 
@@ -146,9 +153,13 @@ def draw_aggregates(axes: Axes, found: dict):
 
 def draw_profile(axes: Axes, found: dict):
     """Without intervals: those of nine runs cover one another."""
-    for arm in ARMS:
-        axes.step(TAUS, found["profile"][arm], where="post", color=COLOURS[arm], label=ARMS[arm])
-    axes.set(xlabel="success τ in %", ylabel="share of runs above τ", ylim=(0, 1.02))
+    for arm, name in ARMS.items():
+        share = found["profile"][arm]
+        colour = COLOURS[arm]
+        axes.step(TAUS, share, where="post", color=colour, label=name)
+    axes.set_xlabel("success τ in %")
+    axes.set_ylabel("share of runs above τ")
+    axes.set_ylim(0, 1.02)
     axes.set_title("performance profile, no intervals", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
 
@@ -160,15 +171,18 @@ def draw_improvement(axes: Axes, found: dict):
         (estimate,) = np.transpose(found["better"][f"edq,{arm}"])
         draw_interval(axes, i, estimate, arm)
     axes.axvline(0.5, color="grey", linewidth=0.8)
-    axes.set(xlim=(0, 1), yticks=range(len(others)), xlabel="P(EDQ's run is the better one)")
-    axes.set_yticklabels([ARMS[arm] for arm in others])
+    names = [ARMS[arm] for arm in others]
+    axes.set_xlim(0, 1)
+    axes.set_yticks(range(len(others)), names)
+    axes.set_xlabel("P(EDQ's run is the better one)")
     axes.set_title("EDQ against", fontsize=10)
 
 
 def draw_benchmark(records: Path, path: Path):
     found = estimates(records)
     figure = Figure((11, 3.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1.3, 1))
+    widths = (1.1, 1.3, 1)
+    left, middle, right = figure.subplots(1, 3, width_ratios=widths)
     draw_aggregates(left, found)
     left.set_title(f"{len(mazes(records))} mazes, last evaluation", fontsize=10)
     draw_profile(middle, found)
@@ -183,9 +197,11 @@ def draw_curves(axes: Axes, records: Path, task: str, column: str, arms):
     for arm in arms:
         steps, values = curve(records, task, arm, column)
         thousands = steps / 1000
-        colour = COLOURS[arm]
-        axes.plot(thousands, values.T, color=colour, linewidth=0.7, alpha=0.6)
-        axes.plot(thousands, values.mean(0), color=colour, linewidth=2.2, label=ARMS[arm])
+        thin = dict(color=COLOURS[arm], linewidth=0.7, alpha=0.6)
+        thick = dict(color=COLOURS[arm], linewidth=2.2)
+        mean = values.mean(0)
+        axes.plot(thousands, values.T, **thin)
+        axes.plot(thousands, mean, label=ARMS[arm], **thick)
     axes.set_xlabel("thousand updates")
     plain(axes)
 

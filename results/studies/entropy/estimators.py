@@ -41,9 +41,15 @@ def log_det(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Te
     """function(x) `[B, A]` and log |det of its Jacobian| `[B]`, floored at log 0.001."""
     out, pull_back = torch.func.vjp(function, x)
     A = x.shape[-1]
-    rows = [pull_back(unit.expand_as(out))[0] for unit in torch.eye(A)]
+    rows = []
+    for unit in torch.eye(A):
+        (row,) = pull_back(unit.expand_as(out))
+        rows.append(row)
     jacobian = torch.stack(rows, -2)  # [B, A, A]
-    det = jacobian[..., 0, 0] if A == 1 else torch.linalg.det(jacobian)
+    if A == 1:
+        det = jacobian[..., 0, 0]
+    else:
+        det = torch.linalg.det(jacobian)
     return out, 0.5 * torch.log(det**2 + 1e-6)
 
 
@@ -69,7 +75,8 @@ def chain_jacobian(
         mean = sde.posterior_mean(a_t, a0, t)
         a_prev = mean + std * z
         bound = bound + edq.log_transition(a_t, a_prev, sde.theta_dt[t])
-        bound = bound + (HALF_LOG_2PI + 0.5 * z**2 + std.log())  # -log density of this step
+        surprise = HALF_LOG_2PI + 0.5 * z**2 + std.log()  # -log density of this step
+        bound = bound + surprise
         a_t = a_prev
 
     def last_step(a_1: Tensor) -> Tensor:
@@ -144,10 +151,12 @@ def mixture_entropy(actions: np.ndarray) -> float:
     constant = actions.shape[1] * math.log(2 * math.pi * math.e)
     parts = 0.5 * (constant + log_dets)
     weights = fit.weights_
-    return float((weights * (parts - np.log(weights))).sum())
+    entropy = weights * (parts - np.log(weights))
+    return float(entropy.sum())
 
 
 def knn_entropy(actions: np.ndarray) -> float:
     """Kozachenko-Leonenko with three neighbours (library ennemi); ties are parted by 1e-6."""
     noise = np.random.default_rng(0).normal(size=actions.shape)
-    return float(ennemi.estimate_entropy(actions + 1e-6 * noise, k=3, multidim=True))
+    parted = actions + 1e-6 * noise
+    return float(ennemi.estimate_entropy(parted, k=3, multidim=True))

@@ -53,11 +53,13 @@ def errors(folder: Path, states: int):
     run = load_run(folder)
     data, info = load_data(run)
     summary = read_json(folder / "summary.json")
-    args, agent = run.args, run.agent
+    args = run.args
+    agent = run.agent
     K = args.num_candidates
     g = torch.Generator().manual_seed(0)
-    obs = data.obs[torch.randint(len(data.obs), (states,), generator=g)]
-    obs = ((obs - agent.obs_mean) / agent.obs_std).repeat_interleave(K, 0)  # [states K, S]
+    chosen = torch.randint(len(data.obs), (states,), generator=g)
+    obs = (data.obs[chosen] - agent.obs_mean) / agent.obs_std
+    obs = obs.repeat_interleave(K, 0)  # [states K, S]
     action = run.script.sample_actions(agent.actor, agent.sde, obs, args.action_clip, g)
 
     def lcb(q: Tensor) -> Tensor:
@@ -66,13 +68,25 @@ def errors(folder: Path, states: int):
 
     q = q_in(run, "fp64", obs, action)
     exact = lcb(q)
-    names = [Path(x).name if x[0] == "/" else x for x in info["id"].split(",")]
+    names = []
+    for name in info["id"].split(","):
+        is_path = name[0] == "/"
+        names.append(Path(name).name if is_path else name)
     rows = []
     for precision in ("fp32", "bf16"):
         value = lcb(q_in(run, precision, obs, action))
         error = value - exact
-        moved = 0.5 * (value.softmax(1) - exact.softmax(1)).abs().sum(1)
+        moved = (value.softmax(1) - exact.softmax(1)).abs()
         changed = value.argmax(1) != exact.argmax(1)
+        figures = {
+            "mean_abs_q": q.abs().mean(),
+            "ensemble_std": q.std(0).mean(),
+            "lcb_std_over_candidates": exact.std(1).mean(),
+            "lcb_error_rms": error.square().mean().sqrt(),
+            "lcb_error_max": error.abs().max(),
+            "probability_moved": (0.5 * moved.sum(1)).mean(),
+            "best_changed": changed.double().mean(),
+        }
         row = {
             "run": folder.name,
             "task": args.env_id,
@@ -85,23 +99,25 @@ def errors(folder: Path, states: int):
             "score": summary["last"]["score"],
             "standard_error": summary["last"]["standard_error"],
             "lcb_in": precision,
-            "mean_abs_q": q.abs().mean(),
-            "ensemble_std": q.std(0).mean(),
-            "lcb_std_over_candidates": exact.std(1).mean(),
-            "lcb_error_rms": error.square().mean().sqrt(),
-            "lcb_error_max": error.abs().max(),
-            "probability_moved": moved.mean(),
-            "best_changed": changed.double().mean(),
         }
-        rows.append({k: float(v) if isinstance(v, Tensor) else v for k, v in row.items()})
+        for name, figure in figures.items():
+            row[name] = float(figure)
+        rows.append(row)
     return rows
 
 
 def main(args: Args):
     started = time.time()
-    rows = [row for folder in args.runs for row in errors(folder, args.states)]
+    rows = []
+    for folder in args.runs:
+        rows += errors(folder, args.states)
     for row in rows:
-        print(*(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
+        cells = []
+        for name, value in row.items():
+            if isinstance(value, float):
+                value = f"{value:.3g}"
+            cells.append(f"{name}={value}")
+        print(*cells)
     write_record(args.out, rows, started)
 
 

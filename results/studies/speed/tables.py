@@ -9,7 +9,12 @@ from matplotlib.figure import Figure
 from results.common.records import column, csv_rows, markdown, pick, read_record
 
 OTHER = "authors' code"
-SIZES = (("4", "False"), ("8", "False"), ("64", "False"), ("64", "True"))  # M, max-Q
+SIZES = (  # M, max-Q
+    ("4", "False"),
+    ("8", "False"),
+    ("64", "False"),
+    ("64", "True"),
+)
 KERNELS = {  # kinds of GPU kernels, by what is in their names
     "fp32 matmuls (actor, first and last layers of the ensemble)": ("f32f32", "sgemm", "gemv"),
     "bf16 matmuls": ("nvjet",),
@@ -32,7 +37,9 @@ def ratio(row: dict) -> str:
     """Ours over theirs: median and range."""
     if not row.get("over_other"):
         return "-"
-    middle, low, high = (float(row[f"over_other{end}"]) for end in ("", "_min", "_max"))
+    middle = float(row["over_other"])
+    low = float(row["over_other_min"])
+    high = float(row["over_other_max"])
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -43,7 +50,8 @@ def mode(rows, compile: str, precision: str) -> dict:
 
 def on_cpu(records: Path) -> str:
     """Cost of an update; theirs is what was measured in turns with our compiled fp32."""
-    rows = pick(csv_rows(records / "speed" / "cpu.csv"), T="5", B="256", entropy="released")
+    measured = csv_rows(records / "speed" / "cpu.csv")
+    rows = pick(measured, T="5", B="256", entropy="released")
     table = []
     for M, max_q in SIZES:
         of_size = pick(rows, M=M, max_q=max_q)
@@ -53,7 +61,15 @@ def on_cpu(records: Path) -> str:
         times = [milliseconds(fp32, "other_ms")]
         times += [milliseconds(row) for row in (eager, fp32, bf16)]
         over = [f"{float(row['over_products']):.2f}" for row in (fp32, bf16) if row]
-        table.append([name_of(M, max_q), *times, ratio(fp32), ratio(bf16), ", ".join(over)])
+        table.append(
+            [
+                name_of(M, max_q),
+                *times,
+                ratio(fp32),
+                ratio(bf16),
+                ", ".join(over),
+            ]
+        )
     head = ["setting", "authors", "ours, eager", "compiled, fp32", "compiled, bf16"]
     head += ["ratio to the authors, fp32 (range)", "bf16 (range)"]
     return markdown([*head, "over its matmuls, fp32, bf16"], table)
@@ -70,14 +86,17 @@ def on_gpu(records: Path) -> str:
         theirs = column(of_size, "other_ms")
         (eager,) = pick(of_size, compile="off")
         modes = [mode(of_size, "on", name) for name in ("fp32", "bf16", "tf32")]
-        faster = [1 / float(modes[-1][f"over_other{end}"]) for end in ("", "_max", "_min")]
+        tf32 = modes[-1]
+        faster = 1 / float(tf32["over_other"])
+        least = 1 / float(tf32["over_other_max"])
+        most = 1 / float(tf32["over_other_min"])
         table.append(
             [
                 name_of(M, max_q),
                 f"{theirs.min():.0f} to {theirs.max():.0f}",
                 f"{float(eager['ms']):.0f}",
                 *(f"{float(row['ms']):.2f}" for row in modes),
-                "{:.0f} ({:.0f} to {:.0f})".format(*faster),
+                f"{faster:.0f} ({least:.0f} to {most:.0f})",
             ]
         )
     head = ["setting", "authors (medians)", "ours, eager", "as a CUDA graph, fp32", "bf16", "tf32"]
@@ -86,8 +105,9 @@ def on_gpu(records: Path) -> str:
 
 def acting(records: Path) -> str:
     """Environment steps of an evaluation, compiled."""
+    rows = csv_rows(records / "speed" / "cpu-acting.csv")
     table = []
-    for row in pick(csv_rows(records / "speed" / "cpu-acting.csv"), compile="on"):
+    for row in pick(rows, compile="on"):
         names = ("evaluation", "simulator", "products")
         times = [f"{float(row[f'{name}_ms_per_step']):.2f}" for name in names]
         speed = f"{float(row['steps_per_second']):,.0f}"
@@ -101,7 +121,8 @@ def together(records: Path) -> str:
     """Updates a second of several runs at once, in all."""
     table = []
     for name, label in (("cpu", "2 cores"), ("gpu", "H100")):
-        rows = pick(csv_rows(records / "speed" / f"{name}-together.csv"), mps="False")
+        measured = csv_rows(records / "speed" / f"{name}-together.csv")
+        rows = pick(measured, mps="False")
         for row in pick(rows, M="4"):
             same = {k: row[k] for k in ("runs", "threads_each")}
             (large,) = pick(rows, M="64", **same)
@@ -115,15 +136,19 @@ def kernels(records: Path) -> str:
     """Shares of the time of an update on a GPU."""
     about, rows = read_record(records / "speed" / "gpu-kernels.csv")
     total = 1000 * about["ms_per_update"]  # microseconds
-    left = sum(column(rows, "microseconds"))
+    listed = sum(column(rows, "microseconds"))
+    left = listed
     table = []
     for name, marks in KERNELS.items():
-        of_kind = [row for row in rows if any(mark in row["kernel"] for mark in marks)]
+        of_kind = []
+        for row in rows:
+            if any(mark in row["kernel"] for mark in marks):
+                of_kind.append(row)
         used = sum(column(of_kind, "microseconds"))
         left -= used
         table.append([name, f"{100 * used / total:.0f} %"])
     table.append([f"others of the {len(rows)} longest", f"{100 * left / total:.0f} %"])
-    rest = total - sum(column(rows, "microseconds"))
+    rest = total - listed
     table.append(["shorter ones and gaps", f"{100 * rest / total:.0f} %"])
     return markdown(["kernels", f"share of {total / 1000:.2f} ms"], table)
 
@@ -132,13 +157,17 @@ def precision(records: Path) -> str:
     """Means over the runs of a task and size: the LCB in each precision, and final scores by
     seed."""
     _, rows = read_record(records / "speed" / "precision.csv")
+    pairs = [(row["task"], row["M"]) for row in rows]
     table = []
-    for task, M in dict.fromkeys((row["task"], row["M"]) for row in rows):
+    for task, M in dict.fromkeys(pairs):
         of_size = pick(rows, task=task, M=M)
         (updates,) = {row["updates"] for row in of_size}
-        fp32, bf16 = pick(of_size, lcb_in="fp32"), pick(of_size, lcb_in="bf16")
-        mean = {name: statistics.mean(row[name] for row in bf16) for name in NUMBERS}
+        fp32 = pick(of_size, lcb_in="fp32")
+        bf16 = pick(of_size, lcb_in="bf16")
         fp32_error = statistics.mean(row["lcb_error_rms"] for row in fp32)
+        mean = {}
+        for name in NUMBERS:
+            mean[name] = statistics.mean(row[name] for row in bf16)
         cells = [task, f"{M:.0f}", f"{updates:,.0f}", f"{mean['mean_abs_q']:.0f}"]
         cells += [f"{mean[x]:.1f}" for x in ("lcb_std_over_candidates", "ensemble_std")]
         cells += [f"{fp32_error:.2g}", f"{mean['lcb_error_rms']:.2g}"]
@@ -186,21 +215,27 @@ def lines_against(rows, x: str, first: dict):
         if x == "M" and row["entropy"] != first["entropy"]:
             continue
         way = "compiled" if row["compile"] == "on" else "eager"
-        name = f"ours, {way}, {row['precision']}"
-        lines.setdefault(name, {}).setdefault(int(row[x]), row)
+        at = int(row[x])
+        ours = lines.setdefault(f"ours, {way}, {row['precision']}", {})
+        ours.setdefault(at, row)
         if row.get("other_ms") and row["compile"] == first["compile"]:
             other = {f"ms{end}": row[f"other_ms{end}"] for end in ("", "_min", "_max")}
-            lines.setdefault(f"{OTHER}, fp32", {}).setdefault(int(row[x]), other)
+            theirs = lines.setdefault(f"{OTHER}, fp32", {})
+            theirs.setdefault(at, other)
     return lines
 
 
 def panel(axes: Axes, rows, x: str, first: dict):
     """Milliseconds of an update against M or T, with the range of the turns."""
-    for name, points in sorted(lines_against(rows, x, first).items()):
+    lines = lines_against(rows, x, first)
+    for name, points in sorted(lines.items()):
         xs = sorted(points)
         if len(xs) < 2:
             continue
-        ms, low, high = (column([points[v] for v in xs], k) for k in ("ms", "ms_min", "ms_max"))
+        in_order = [points[v] for v in xs]
+        ms = column(in_order, "ms")
+        low = column(in_order, "ms_min")
+        high = column(in_order, "ms_max")
         style = dict(marker="o", markersize=4, capsize=2, label=name)
         axes.errorbar(xs, ms, [ms - low, high - ms], **style)
     axes.set_xscale("log", base=2)
