@@ -245,10 +245,11 @@ def test_clone_table_agrees_with_naive_sums_over_the_record():
         rows = list(csv.DictReader(file))
     wanted = {"loss": "likelihood_released", "clip": "0", "updates": "10000"}
     rows = [row for row in rows if wanted.items() <= row.items()]
-    assert len({row["seed"] for row in rows}) == len(rows) == len(clone.SEEDS)
+    assert len({row["seed"] for row in rows}) == len(rows) > 0
     share = 100 * statistics.mean(float(row["edge"]) for row in rows)
     distance = statistics.mean(float(row["distance"]) for row in rows)
     lines = tables.tables(RECORDS)["samplers-clone"].splitlines()
+    assert f"| as released ({len(rows)} seed" in lines[0]
     (line,) = [s for s in lines if s.startswith("| 10,000 |")]
     cell = line.split(" | ")[1]
     assert cell.startswith(f"{share:.1f}")

@@ -171,12 +171,16 @@ def clone_cell(rows: list[dict]) -> str:
 def clone_table(records: Path) -> str:
     """The locomotion row by itself and with what mends it, after so many updates."""
     rows = load(records, "locomotion-clone")
+    head = ["updates"]
+    for name, (loss, clip) in ARMS.items():
+        count = len({row["seed"] for row in pick(rows, loss=loss, clip=clip)})
+        head.append(f"{name} ({count} seed{'s' * (count > 1)})")
     body = []
     for updates in dict.fromkeys(row["updates"] for row in rows):
         mine = pick(rows, updates=updates)
         cells = [clone_cell(pick(mine, loss=loss, clip=clip)) for loss, clip in ARMS.values()]
         body.append([f"{updates:,.0f}", *cells])
-    return markdown(["updates", *ARMS], body)
+    return markdown(head, body)
 
 
 def tables(records: Path) -> dict[str, str]:
