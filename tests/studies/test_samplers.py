@@ -3,6 +3,7 @@
 import csv
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import ROOT
 
 import edq_mujoco as edq
-from results.studies.samplers import run, tables
+from results.studies.samplers import clone, run, tables
 from results.studies.samplers.diffusion import (
     SCHEDULES,
     ScheduledSDE,
@@ -200,3 +201,56 @@ def test_tables_agree_with_naive_sums_over_the_record():
     (line,) = [s for s in lines if s.startswith("| exact | far modes |")]
     first = next(T for T, mean in zip(tables.STEPS, means) if mean <= 0.05)
     assert line.split(" | ")[-2] == str(first)
+
+
+# === How slowly the locomotion row clones ===
+def test_share_at_the_edge_is_a_plain_count():
+    x = (2 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    count = 0
+    for line in x.tolist():
+        for component in line:
+            count += component >= 0.999 or component <= -0.999
+    assert 0 < count < 1500
+    assert clone.edge_share(x) == count / 1500
+    assert clone.describe(x, x)["distance"] == 0
+
+
+def test_the_released_row_is_cloned_and_nothing_else_changes():
+    args = clone.row_args("likelihood_released")
+    assert (args.diffusion_loss, args.action_clip) == ("likelihood_released", False)
+    assert (args.num_diffusion_steps, args.hidden_dim, args.batch_size) == (5, 256, 256)
+    assert (args.actor_lr, args.schedule, args.eta) == (3e-4, "cosine", 0)
+    assert clone.row_args("noise") == replace(args, diffusion_loss="noise")
+
+
+@pytest.mark.parametrize("kind", clone.LOSSES)
+def test_after_a_short_training_the_clamp_keeps_the_samples_in_place(kind):
+    """A small network; without the clamp the released loss has most components at the edge."""
+    args = replace(clone.row_args(kind), hidden_dim=32, actor_lr=3e-3)
+    data = clone.one_mode(20_000, torch.Generator().manual_seed(0))
+    noise = torch.randn(5, 500, 3, generator=torch.Generator().manual_seed(1))
+    for updates, agent in clone.clones(args, data, 0, (100, 300)):
+        assert {int(s["step"]) for s in agent.optimisers["actor"].state.values()} == {updates}
+    inside = clone.actions(agent, data.obs[:500], noise, True).flatten()
+    free = clone.actions(agent, data.obs[:500], noise, False).flatten()
+    assert sum(abs(x) > 0.99 for x in inside.tolist()) <= 15  # of 1,500
+    assert statistics.mean(inside.tolist()) == pytest.approx(0.3, abs=0.05)
+    far = sum(abs(x) > 0.99 for x in free.tolist())
+    assert far > 1200 if kind == "likelihood_released" else far < 15
+
+
+def test_clone_table_agrees_with_naive_sums_over_the_record():
+    with open(RECORDS / "samplers" / "locomotion-clone.csv", newline="") as file:
+        file.readline()
+        rows = list(csv.DictReader(file))
+    wanted = {"loss": "likelihood_released", "clip": "0", "updates": "10000"}
+    rows = [row for row in rows if wanted.items() <= row.items()]
+    assert len({row["seed"] for row in rows}) == len(rows) > 0
+    share = 100 * statistics.mean(float(row["edge"]) for row in rows)
+    distance = statistics.mean(float(row["distance"]) for row in rows)
+    lines = tables.tables(RECORDS)["samplers-clone"].splitlines()
+    assert f"| as released ({len(rows)} seed" in lines[0]
+    (line,) = [s for s in lines if s.startswith("| 10,000 |")]
+    cell = line.split(" | ")[1]
+    assert cell.startswith(f"{share:.1f}")
+    assert cell.endswith(f"; {distance:.2f}")

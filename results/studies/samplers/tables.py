@@ -28,6 +28,12 @@ SCHEDULES = {
     "vp": "#000000",
 }
 NAMES = {"vp": "vp (DDPM's betas as theta_t, scaled as the others)"}
+ARMS = {  # flags beside the locomotion row: loss, clamp
+    "as released": ("likelihood_released", 0),
+    "`--action-clip`": ("likelihood_released", 1),
+    "`--diffusion-loss noise`": ("noise", 0),
+    "both": ("noise", 1),
+}
 TITLES = {
     "distance": "On one mode two posterior steps are at least 7 times nearer than two Euler steps; "
     "on several\nmodes Euler steps are nearer at T = 5, and all samplers are within 0.07 "
@@ -153,6 +159,30 @@ def training_table(records: Path) -> str:
     return markdown(["distribution", *(f"T = {T}" for T in STEPS)], body)
 
 
+def clone_cell(rows: list[dict]) -> str:
+    """Share at the edge in %, with the range of the seeds, and the distance."""
+    share = 100 * column(rows, "edge")
+    text = f"{share.mean():.1f}"
+    if share.max() - share.min() >= 0.05:
+        text += f" ({share.min():.1f} to {share.max():.1f})"
+    return f"{text}; {mean(rows, 'distance'):.2f}"
+
+
+def clone_table(records: Path) -> str:
+    """The locomotion row by itself and with what mends it, after so many updates."""
+    rows = load(records, "locomotion-clone")
+    head = ["updates"]
+    for name, (loss, clip) in ARMS.items():
+        count = len({row["seed"] for row in pick(rows, loss=loss, clip=clip)})
+        head.append(f"{name} ({count} seed{'s' * (count > 1)})")
+    body = []
+    for updates in dict.fromkeys(row["updates"] for row in rows):
+        mine = pick(rows, updates=updates)
+        cells = [clone_cell(pick(mine, loss=loss, clip=clip)) for loss, clip in ARMS.values()]
+        body.append([f"{updates:,.0f}", *cells])
+    return markdown(head, body)
+
+
 def tables(records: Path) -> dict[str, str]:
     """Markdown by name."""
     return {
@@ -161,6 +191,7 @@ def tables(records: Path) -> dict[str, str]:
         "samplers-between": between_table(records),
         "samplers-distance-exact": distance_table(records),
         "samplers-training": training_table(records),
+        "samplers-clone": clone_table(records),
     }
 
 
