@@ -26,7 +26,7 @@ STUDIES = ("benchmark", "entropy", "toy", "samplers", "ensemble", "speed", "antm
 PAGES = (
     "README.md",
     "results/*.md",
-    "results/datasets/README.md",
+    "results/datasets/*.md",
     "results/studies/*/*.md",
 )
 TABLE = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(<!-- end table -->)", re.S)
