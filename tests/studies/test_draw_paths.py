@@ -41,8 +41,8 @@ def test_paths_are_those_of_the_run_s_own_evaluation(run_dir):
     assert panel.states.shape == (4000, 2)
     assert panel.goals.shape == (3, 2)
     for path, goal in zip(panel.paths, panel.goals):
-        assert np.abs(path[0] - (-1, -1)).max() < 0.26
-        assert np.abs(goal - (-1, 1)).max() < 0.26
+        assert np.abs(path[0] - (-2, 2)).max() < 0.26
+        assert np.abs(goal - (2, 2)).max() < 0.26
         assert np.linalg.norm(np.diff(path, axis=0), axis=1).max() < 0.2  # of one episode
 
 
