@@ -13,11 +13,11 @@ from results.studies.benchmark import ablations, evidence, first_runs, made_sets
 from results.studies.benchmark.aggregates import TAUS, estimates
 from results.studies.benchmark.scores import ARMS, COLOURS, SUITES, curve, label, mazes, runs
 
-MAZE_PATHS = {  # the seed with EDQ's median score
-    "pointmaze-rare-edq-1": "EDQ, rare",
-    "pointmaze-rare-diffusion-bc-1": "BC, rare",
-    "pointmaze-medium-edq-1": "EDQ, wander (medium)",
-    "pointmaze-medium-diffusion-bc-1": "BC, wander (medium)",
+MAZE_PATHS = {  # a seed with EDQ's median score
+    "pointmaze-rare-embedded-edq-0": "EDQ, rare",
+    "pointmaze-rare-embedded-diffusion-bc-0": "BC, rare",
+    "pointmaze-large-edq-0": "EDQ, wander (large)",
+    "pointmaze-large-diffusion-bc-0": "BC, wander (large)",
 }
 LATE = 20_000  # updates of the medium maze after which training counts as late
 PARTS = (ablations, evidence, first_runs, made_sets, pilots, published)
