@@ -13,11 +13,11 @@ pytestmark = pytest.mark.study
 ARMS = list(evidence.ARMS)
 
 
-def suite(folder, name: str, task: str, scores, **changes):
+def suite(folder, name: str, task: str, scores, arms=ARMS, **changes):
     """A record whose runs of arm i and seed s end at scores[i][s]."""
     about = {"updates": 100, "data": 40, "hash": name, "episodes": 50, "dataset": f"sets/{task}"}
     rows, curves = [], []
-    for arm, of_arm in zip(ARMS, scores):
+    for arm, of_arm in zip(arms, scores):
         for seed, score in enumerate(of_arm):
             key = {"task": task, "arm": arm, "seed": seed}
             made = {"last": score, "best": score + 5, "seconds": 60, "finished": True}
@@ -67,6 +67,15 @@ def test_steadiness_of_mazes(made):
     cells = lines[2].strip("| ").split(" | ")
     assert cells[2:5] == ["65 at 50", "65, 60", "57"]
     assert float(cells[5]) == pytest.approx(5 / 2**0.5, abs=0.5)  # std of two values 5 apart
+
+
+def test_a_larger_ensemble_stands_beside_them_in_steadiness_alone(made):
+    suite(made, "stability", "pointmaze-medium", [(90, 95)], arms=["M = 16"], hash="mazes")
+    lines = evidence.steadiness(made).splitlines()
+    assert len(lines) == 2 + len(ARMS) + 1
+    cells = lines[4].strip("| ").split(" | ")
+    assert cells[1:4] == ["EDQ, as released, M = 16", "98 at 50", "98, 92"]  # 92.5, 97.5: to even
+    assert "M = 16" not in evidence.headline(made)
 
 
 def test_a_run_that_is_not_finished_is_left_out_and_other_data_are_refused(made):

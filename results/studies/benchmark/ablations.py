@@ -1,4 +1,4 @@
-"""Tables and picture of the ablations: suites ablation-maze, ablation-hopper and ablation-door.
+"""Tables and picture of the ablations: suites ablation-large, -maze, -hopper and -door.
 
 Every arm is `edq` with some flags changed (in one or two by another preset), three seeds, last
 evaluation. Beside an arm's mean stands its difference from `edq` with the same seeds, and a 95 % t
@@ -18,9 +18,22 @@ from results.common.records import ROOT, column, csv_rows, markdown, pick
 
 BASE = "edq"
 SUITES = {  # suite: title in the picture
+    "ablation-large": "pointmaze-large, wander",
     "ablation-maze": "pointmaze-medium, wander",
     "ablation-hopper": "hopper-medium-replay, stand-in",
     "ablation-door": "door-human",
+}
+ELSEWHERE = {  # suite: another record that holds arms of it, its task, and their names here
+    "ablation-large": (
+        "mazes",
+        "pointmaze-large",
+        {"edq-none": "no entropy term", "edq-entropy": "entropy bound"},
+    ),
+    "ablation-door": (
+        "stand-ins",
+        "door-human",
+        {name: name for name in ("edq", "diffusion-bc", "diffusion-ql", "edq-entropy")},
+    ),
 }
 DIGITS = {"ablation-door": 2}  # of means and differences, where scores are as close as 0.1
 
@@ -48,9 +61,11 @@ def arms(records: Path, suite: str):
     """Rows of each arm, as the seeds go; `edq` first, then as the suite's file has them."""
     folder = records / "benchmark"
     rows = csv_rows(folder / f"{suite}.csv")
-    if suite == "ablation-door":  # its `edq` and the other presets are among the benchmark's runs
-        others = csv_rows(folder / "stand-ins.csv")
-        rows += pick(others, task="door-human")
+    if suite in ELSEWHERE:
+        other, task, names = ELSEWHERE[suite]
+        for row in pick(csv_rows(folder / f"{other}.csv"), task=task):
+            if row["arm"] in names:
+                rows.append(row | {"arm": names[row["arm"]]})
     rows.sort(key=lambda row: int(row["seed"]))
     found = {}
     for row in rows:

@@ -23,6 +23,14 @@ ARMS = {  # preset edq-entropy, preset edq, and so on; README says what each is
     "diffusion-ql": "Diffusion-QL",
     "diffusion-bc": "diffusion BC",
 }
+STEADINESS = {  # the same, and an ensemble four times as large
+    "edq-entropy": ARMS["edq-entropy"],
+    "edq-released": ARMS["edq-released"],
+    "M = 16": "EDQ, as released, M = 16",
+    "edq-none": ARMS["edq-none"],
+    "diffusion-ql": ARMS["diffusion-ql"],
+    "diffusion-bc": ARMS["diffusion-bc"],
+}
 COLOURS = {
     "edq-entropy": "#3f8f4f",
     "edq-released": "#0b6e99",
@@ -42,15 +50,15 @@ PEER = "IQL"
 Runs = dict[str, dict[str, list[dict]]]  # task -> arm -> rows by seed
 
 
-def runs(records: Path) -> Runs:
-    """Finished runs of every task of SUITES."""
+def runs(records: Path, suites=SUITES, names=ARMS) -> Runs:
+    """Finished runs of every task of the suites, of the arms that are named."""
     rows = []
-    for suite in SUITES:
+    for suite in suites:
         rows += csv_rows(records / "benchmark" / f"{suite}.csv")
     found: Runs = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
-        if row["arm"] in ARMS and row["finished"] == "True":
-            arms = found.setdefault(row["task"], {arm: [] for arm in ARMS})
+        if row["arm"] in names and row["finished"] == "True":
+            arms = found.setdefault(row["task"], {arm: [] for arm in names})
             arms[row["arm"]].append(row)
     for task, arms in found.items():
         equal = {
@@ -161,30 +169,30 @@ def aggregates(records: Path) -> str:
     return markdown(head, lines)
 
 
-def curve(records: Path, task: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Updates `[E]` and scores `[seed, E]` of all finished runs."""
-    seeds = [row["seed"] for row in runs(records)[task][arm]]
+def curve(records: Path, of_arm: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Updates `[E]` and scores `[seed, E]` of the runs of a task and an arm."""
+    task, arm = of_arm[0]["task"], of_arm[0]["arm"]
     rows = []
-    for suite in SUITES:
+    for suite in (*SUITES, "stability"):
         rows += csv_rows(records / "benchmark" / f"{suite}-curves.csv")
     rows = pick(rows, task=task, arm=arm)
-    scores = [column(pick(rows, seed=seed), "score") for seed in seeds]
-    steps = column(pick(rows, seed=seeds[0]), "step")
-    return steps, np.array(scores)
+    by_seed = [pick(rows, seed=run["seed"]) for run in of_arm]
+    steps = column(by_seed[0], "step")
+    return steps, np.array([column(of_seed, "score") for of_seed in by_seed])
 
 
 def steadiness(records: Path) -> str:
     """Mazes, from the first peak on: how much of it a method keeps."""
     lines = []
-    for task, arms in runs(records).items():
+    for task, arms in runs(records, (*SUITES, "stability"), STEADINESS).items():
         if not task.startswith("pointmaze"):
             continue
         for arm, rows in arms.items():
             if not rows:
                 continue
-            steps, scores = curve(records, task, arm)
+            steps, scores = curve(records, rows)
             peak = int(scores.mean(0).argmax())
-            cells = [TASKS[task], ARMS[arm]]
+            cells = [TASKS[task], STEADINESS[arm]]
             cells.append(f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,.0f}")
             cells.append(", ".join(f"{score:.0f}" for score in scores.mean(0)))
             cells.append(f"{scores.min():.0f}")
@@ -215,7 +223,7 @@ def figures(records: Path, out: Path):
     panels = panels[: len(found)]
     for axes, (task, arms) in zip(panels, found.items()):
         for arm in [arm for arm in ARMS if arms[arm]][::-1]:
-            steps, scores = curve(records, task, arm)
+            steps, scores = curve(records, arms[arm])
             colour = COLOURS[arm]
             axes.plot(steps / 1000, scores.T, color=colour, linewidth=0.6, alpha=0.5)
             axes.plot(steps / 1000, scores.mean(0), color=colour, linewidth=2, label=ARMS[arm])
