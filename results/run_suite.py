@@ -298,11 +298,11 @@ def local(runs, args: Args, ended: Ended):
         starter = Starter(run, args.threads, variables, cores, started)
         for _ in range(args.retries + 1):
             if stopped.is_set():
-                return
+                break
             code = execute(starter)
             if not was_killed(code):
                 break
-        slots.put((variables, cores))
+        slots.put((variables, cores))  # after a stop too: the runs that wait for it end at once
         if not stopped.is_set():
             ended(run, code)
 

@@ -46,7 +46,11 @@ def start(folder: Path, suite: Path | str, *flags: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=900)[0]
+    try:
+        output = process.communicate(timeout=900)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == code, output
     return output
 
@@ -118,6 +122,15 @@ def test_a_stopped_suite_goes_on_and_is_recorded(tmp_path):
     before = (records / "tiny.csv").read_bytes()
     assert "1 of them recorded already" in finish(start(tmp_path, suite))
     assert (records / "tiny.csv").read_bytes() == before
+
+
+def test_a_stopped_suite_ends_though_runs_are_waiting(tmp_path):
+    suite = write_suite(tmp_path, 400, 'edq = ""', 'bc = "--preset diffusion-bc"')
+    process = start(tmp_path, suite, "--at-once", "1")
+    wait_for((tmp_path / "runs" / "tiny" / f"{TASK}__edq__0" / "metrics.csv").exists)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in finish(process, 130)
+    assert not workers(tmp_path)
 
 
 def test_what_cannot_be_run_is_named(tmp_path):
