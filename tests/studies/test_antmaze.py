@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 from results.common.records import csv_rows, read_record
 from results.common.runs import load_run, script_of
 from results.common.walks import watch
+from results.studies.antmaze import acting
 from results.studies.antmaze import run as study
 
 pytestmark = pytest.mark.study
@@ -113,3 +114,37 @@ def test_watched_episodes_are_those_of_the_evaluation(trained):
         assert len(path) == result["length"] + 1
         assert not np.array_equal(path[0], path[-1])
         assert np.linalg.norm(path[0, :2] - path[1, :2]) < 0.2, "a step is a small one"
+
+
+def test_the_mean_of_one_sample_is_the_script_s_own_acting(trained):
+    run = load_run(trained, num_candidates=1, eval_episodes=3)
+    envs = run.script.vector_env(run.args)
+    reference = run.record["dataset"]["reference"]
+    own = run.script.means(run.script.evaluate(run.agent, envs, run.args, reference, 3))
+    envs.close()
+    before = run.script.act
+    found = acting.score(run, 1, 3)
+    assert found == pytest.approx(own, nan_ok=True)
+    assert run.script.act is before
+
+
+def test_samples_and_their_spread_against_a_loop(trained):
+    run = load_run(trained)
+    obs = torch.randn(3, len(run.agent.obs_mean))
+    noise = torch.randn(run.args.num_diffusion_steps, 3, 4, 2)
+    with torch.no_grad():
+        found = acting.samples_of(run, obs, noise)
+        for r in range(3):
+            for k in range(4):
+                scaled = (obs[r] - run.agent.obs_mean) / run.agent.obs_std
+                one = run.script.sample_actions(
+                    run.agent.actor,
+                    run.agent.sde,
+                    scaled[None],
+                    run.args.action_clip,
+                    noise=noise[:, r, k][:, None],
+                )
+                torch.testing.assert_close(found[r, k], one[0])
+    of_samples, of_data = acting.spreads(run, states=50, count=8)
+    assert 0 < of_samples < 1
+    assert 0 < of_data < 2

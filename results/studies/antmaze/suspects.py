@@ -2,7 +2,7 @@
 
     python results/studies/antmaze/suspects.py runs/suspects/*
 
-Writes results/records/antmaze/suspects.csv, a row a run, from run folders of `edq_antmaze.py`, of
+Puts into results/records/antmaze/suspects.csv a row a run, from run folders of `edq_antmaze.py`, of
 the peer (studies/benchmark/peer.py) and of branches.py.
 """
 
@@ -15,7 +15,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from results.common.records import RECORDS, markdown, read_record, write_record
+from results.common.records import RECORDS, csv_rows, markdown, read_record, write_record
 from results.studies.benchmark.pilots import row_of, score_text
 
 METHODS = {
@@ -61,7 +61,11 @@ def tables(records: Path) -> dict[str, str]:
 
 def main(args: Args) -> None:
     started = time.time()
-    rows = [row_of(folder) for folder in args.runs if (folder / "evaluations.csv").exists()]
+    rows = {row["run"]: row for row in csv_rows(args.record)}  # runs that are not named stay
+    for folder in args.runs:
+        if (folder / "evaluations.csv").exists():
+            rows[folder.name] = row_of(folder)
+    rows = list(rows.values())
     rows.sort(key=lambda row: ([*METHODS].index(row["method"]), row["run"]))
     write_record(args.record, rows, started, data="stand-ins, not D4RL's")
 
