@@ -1,6 +1,7 @@
 """The peer: its data and its scores are the script's own. The learner is faked."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -87,3 +88,52 @@ def test_a_run_is_scored_by_our_own_evaluation(tmp_path):
     assert len(lines) == 1 + 2 * 2
     shown = np.concatenate(made[0].shown)
     assert np.abs(shown).max() < 20  # observations come as in training, in units of their std
+
+
+THEIRS = """
+import torch
+
+
+class Diffusion_EQL:
+    def __init__(self, obs_dim, act_dim, max_action, device, gamma, tau, **settings):
+        self.made_with = (obs_dim, act_dim, gamma, tau, settings)
+        self.trained_on = None
+
+    def train(self, buffer, iterations, batch_size):
+        self.trained_on = (iterations, *buffer.sample(batch_size))
+
+    def actor(self, obs):
+        return torch.rand(len(obs), 2)
+
+    def critic_target(self, obs, action):  # the mean says x, the spread says y
+        x, y = action.T
+        return torch.stack([x - y, x + y, x - y, x + y], 1)
+"""
+
+
+def test_the_authors_agent_learns_from_the_batch_and_acts_by_its_lcb(tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "eql_diffusion.py").write_text(THEIRS)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    args = peer.Args("edq_antmaze", "antmaze-umaze-fixed", tmp_path, "authors", gamma=0.9)
+    args.authors = tmp_path
+    learner = peer.Authors(args, obs_dim=1, act_dim=2)
+    *sizes, gamma, tau, settings = learner.agent.made_with
+    assert (*sizes, gamma, tau) == (1, 2, 0.9, args.tau)
+    assert settings["num_critics"] == 4
+
+    batch = peer.draw(peer.arrays_of(two_episodes()), 64, np.random.default_rng(0))
+    learner.update(batch)
+    iterations, obs, _, next_obs, _, not_done = learner.agent.trained_on
+    assert iterations == 1
+    assert torch.equal(next_obs, obs + 1)
+    assert torch.equal(not_done[:, 0] == 0, obs[:, 0] == 11)
+
+    torch.manual_seed(0)
+    drawn = torch.rand(3 * peer.CANDIDATES, 2).view(3, -1, 2)
+    torch.manual_seed(0)
+    found = learner.predict(np.zeros((3, 1), np.float32))
+    for r in range(3):
+        by_hand = [float(x - y * (4 / 3) ** 0.5) for x, y in drawn[r]]  # std of -y, y, -y, y
+        best = int(np.argmax(by_hand))
+        assert found[r] == pytest.approx(drawn[r, best].numpy())

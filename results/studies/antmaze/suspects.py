@@ -24,6 +24,7 @@ METHODS = {
     "iql": "IQL (d3rlpy)",
     "branch": "the script's update from that clone",
     "edq": "EDQ, no entropy term, argmax of 50",
+    "authors": "the authors' code, with that row",
 }
 
 
@@ -44,9 +45,9 @@ def tables(records: Path) -> dict[str, str]:
         method = METHODS[row["method"]]
         if row["method"] == "branch":
             method += f", eta {row['eta']:g}"
-        if row["method"] == "edq":
+        if row["method"] in ("edq", "authors"):
             method += f", rewards {row['reward']}, gamma {row['gamma']:g}"
-        with_q = row["method"] in ("iql", "branch", "edq")
+        with_q = row["method"] in ("iql", "branch", "edq", "authors")
         critics = f"{row['num_critics']:.0f}" if with_q else "-"
         scaled = "yes" if row["normalize_obs"] in ("True", "") else "no"
         goal = "(-4, 4)" if row["run"].endswith("-fixed") else "drawn"

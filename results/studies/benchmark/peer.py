@@ -1,4 +1,5 @@
-"""An independent learner on the same data, scored by our own evaluation: IQL, TD3+BC, ReBRAC, BC.
+"""Other learners on the same data, scored by our own evaluation: IQL, TD3+BC, ReBRAC, BC, and EDQ's
+authors' own code.
 
     python -m venv venv-peer
     venv-peer/bin/pip install -r results/studies/benchmark/peer-requirements.txt
@@ -6,11 +7,12 @@
     venv-peer/bin/python results/studies/benchmark/peer.py --script edq_adroit --algorithm iql \\
         --env-id pen-cloned --dataset-id agents/pen/mixed-v0 --run-dir runs/pen__iql__0
 
-The learners are those of d3rlpy. The data are read by the script's own `load_dataset`: both learn
-from the same transitions, with the same end of an episode. Batches are drawn here, uniformly, and
-handed to d3rlpy's `update`. The actions of the trained policy are scored by the script's own
-`evaluate`, on its seeds. Where the peer arrives and EDQ does not, the reason is ours; where neither
-does, it is the data.
+The learners are those of d3rlpy; `--algorithm authors` needs none of it, but a clone of
+github.com/ruoqizzz/entropy-offlineRL, named with `--authors`. The data are read by the script's own
+`load_dataset`: both learn from the same transitions, with the same end of an episode. Batches are
+drawn here, uniformly, and handed to the learner. The actions of the trained policy are scored by
+the script's own `evaluate`, on its seeds. Where the peer arrives and EDQ does not, the reason is
+ours; where neither does, it is the data.
 
 The run folder has the files of a script's run: run.json, metrics.csv, evaluations.csv and
 summary.json. So `pilots.py` reads it like any other. There is no checkpoint: a run takes minutes.
@@ -18,7 +20,8 @@ summary.json. So `pilots.py` reads it like any other. There is no checkpoint: a 
 Networks and learning rates are d3rlpy's own: two hidden layers of 256, batch 256. Observations
 are standardised. What differs by family is in `SETTINGS`, from the papers: IQL (Kostrikov et al.
 2021), TD3+BC (Fujimoto and Gu 2021), ReBRAC (Tarasov et al. 2023). BC minimises the mean squared
-error.
+error. The authors' agent has the row of our umaze pilot: four critics, beta = 1, no entropy term,
+and the best of 50 candidates acts.
 """
 
 import csv
@@ -52,12 +55,24 @@ SETTINGS = {
     ("bc", "adroit"): {},
     ("bc", "mujoco"): {},
     ("bc", "antmaze"): {},
+    ("authors", "antmaze"): {
+        "eta": 2.0,
+        "n_timesteps": 5,
+        "lr": 1e-3,
+        "grad_norm": 4.0,
+        "ent_coef": 0.0,
+        "num_critics": 4,
+        "lcb_coef": 1.0,
+        "loss_type": "NML",
+        "action_clip": True,
+    },
 }
+CANDIDATES = 50  # of the authors' agent, when it acts
 
 
 @dataclass
 class Args:
-    """Train a learner of d3rlpy on a Minari set and score it as the scripts score theirs."""
+    """Train another learner on a Minari set and score it as the scripts score theirs."""
 
     script: Literal["edq_adroit", "edq_antmaze", "edq_mujoco"]
     """whose data loading and evaluation are used"""
@@ -65,10 +80,14 @@ class Args:
     """task of that script"""
     run_dir: Path
     """folder of this run"""
-    algorithm: Literal["iql", "td3bc", "rebrac", "bc"] = "iql"
+    algorithm: Literal["iql", "td3bc", "rebrac", "bc", "authors"] = "iql"
     """learner"""
+    authors: Path | None = None
+    """clone of the authors' repository, for the learner of that name"""
     dataset_id: str | None = None
     """Minari id or folder; by default the task's own"""
+    reward: Literal["raw", "antmaze", "standardize"] | None = None
+    """what critics see; by default the task's own"""
     seed: int = 0
     """seed of networks, batches and evaluation episodes"""
     gradient_steps: int = 20_000
@@ -157,6 +176,39 @@ class Learner:
         return self.algorithm.predict(obs)
 
 
+class Authors:
+    """The authors' EDQ behind the same two functions."""
+
+    def __init__(self, args: Args, obs_dim: int, act_dim: int):
+        sys.path.insert(0, str(args.authors.expanduser()))
+        theirs = importlib.import_module("agents.eql_diffusion")
+        theirs.tqdm = lambda iterations: iterations  # a progress bar of one update each
+        torch.manual_seed(args.seed)
+        own = settings_of(args)
+        self.batch_size = own.pop("batch_size")
+        gamma, tau = own.pop("gamma"), own.pop("tau")
+        self.lcb_coef = own["lcb_coef"]
+        self.agent = theirs.Diffusion_EQL(obs_dim, act_dim, 1.0, "cpu", gamma, tau, **own)
+
+    def update(self, batch: dict[str, np.ndarray]) -> None:
+        names = ("observations", "actions", "next_observations", "rewards")
+        tensors = [torch.from_numpy(batch[name]) for name in names]
+        not_done = 1 - torch.from_numpy(batch["terminals"])
+        buffer = SimpleNamespace(sample=lambda size: (*tensors, not_done))
+        self.agent.train(buffer, 1, self.batch_size)
+
+    @torch.no_grad()
+    def predict(self, obs: np.ndarray) -> np.ndarray:
+        """The candidate with the highest LCB; `[R, S]` -> `[R, A]`."""
+        R = len(obs)
+        obs = torch.from_numpy(obs).float().repeat_interleave(CANDIDATES, 0)
+        action = self.agent.actor(obs)
+        q = self.agent.critic_target(obs, action)  # [R * K, M]
+        value = (q.mean(1) - self.lcb_coef * q.std(1)).view(R, CANDIDATES)
+        best = value.argmax(1)
+        return action.view(R, CANDIDATES, -1)[torch.arange(R), best].numpy()
+
+
 def score(edq, learner, envs, args, reference, mean: np.ndarray, std: np.ndarray) -> list[dict]:
     """The script's evaluation, with the learner's actions in place of the agent's."""
 
@@ -185,9 +237,12 @@ def describe(edq_args, args: Args, info: dict) -> dict:
     """run.json: all that was used."""
     names = ("torch", "numpy", "gymnasium", "mujoco", "minari", "d3rlpy")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    settings = settings_of(args)
+    critics = 0 if args.algorithm == "bc" else settings.get("num_critics", 2)
     own = {
         "preset": args.algorithm,
-        "num_critics": 0 if args.algorithm == "bc" else 2,
+        "num_critics": critics,
+        "reward": edq_args.reward,
         "diffusion_loss": "",
         "action_clip": "",
         "precision": "fp32",
@@ -197,10 +252,11 @@ def describe(edq_args, args: Args, info: dict) -> dict:
     return {
         "script": "results/studies/benchmark/peer.py",
         "flags": sys.argv[1:],
-        "args": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()} | own,
-        "settings": settings_of(args),
+        "args": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}
+        | own
+        | settings,
+        "settings": settings,
         "normalize_obs": True,
-        "reward": edq_args.reward,
         "dataset": info,
         "git_commit": None,
         "threads": torch.get_num_threads(),
@@ -211,13 +267,16 @@ def describe(edq_args, args: Args, info: dict) -> dict:
     }
 
 
-def main(args: Args, make_learner=Learner) -> dict:
+def main(args: Args, make_learner=None) -> dict:
     """Train, evaluating on the way; returns what summary.json holds."""
+    make_learner = make_learner or (Authors if args.algorithm == "authors" else Learner)
     edq = importlib.import_module(args.script)
     flags = ["--env-id", args.env_id, "--seed", str(args.seed), "--device", "cpu"]
     flags += ["--eval-episodes", str(args.eval_episodes), "--num-candidates", "1"]
     if args.dataset_id:
         flags += ["--dataset-id", args.dataset_id]
+    if args.reward:
+        flags += ["--reward", args.reward]
     edq_args = edq.parse_args(flags)
     transitions, info = edq.load_dataset(edq_args, "cpu")
     data = arrays_of(transitions)
