@@ -65,16 +65,17 @@ def test_steadiness_of_mazes(made):
     lines = evidence.steadiness(made).splitlines()
     assert len(lines) == 2 + len(ARMS)
     cells = lines[2].strip("| ").split(" | ")
-    assert cells[2:5] == ["65 at 50", "65, 60", "57"]
-    assert float(cells[5]) == pytest.approx(5 / 2**0.5, abs=0.5)  # std of two values 5 apart
+    assert cells[2:] == ["3", "65 at 50", "65, 60", "5", "57, 60, 63"]
 
 
-def test_a_larger_ensemble_stands_beside_them_in_steadiness_alone(made):
-    suite(made, "stability", "pointmaze-medium", [(90, 95)], arms=["M = 16"], hash="mazes")
+def test_a_larger_ensemble_and_longer_runs_stand_in_steadiness_alone(made):
+    arms = ["M = 16", "edq-none"]
+    suite(made, "stability", "pointmaze-medium", [(90, 95), (7,)], arms=arms, updates=200)
     lines = evidence.steadiness(made).splitlines()
     assert len(lines) == 2 + len(ARMS) + 1
-    cells = lines[4].strip("| ").split(" | ")
-    assert cells[1:4] == ["EDQ, as released, M = 16", "98 at 50", "98, 92"]  # 92.5, 97.5: to even
+    of_16, of_none = (line.strip("| ").split(" | ") for line in lines[4:6])
+    assert of_16[1:] == ["EDQ, as released, M = 16", "2", "98 at 50", "98, 92", "5", "90, 95"]
+    assert of_none[1:] == ["EDQ, no entropy", "1", "12 at 50", "12, 7", "5", "7"]
     assert "M = 16" not in evidence.headline(made)
 
 

@@ -54,7 +54,8 @@ def runs(records: Path, suites=SUITES, names=ARMS) -> Runs:
     """Finished runs of every task of the suites, of the arms that are named."""
     rows = []
     for suite in suites:
-        rows += csv_rows(records / "benchmark" / f"{suite}.csv")
+        for row in csv_rows(records / "benchmark" / f"{suite}.csv"):
+            rows.append(row | {"suite": suite})
     found: Runs = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         if row["arm"] in names and row["finished"] == "True":
@@ -171,35 +172,43 @@ def aggregates(records: Path) -> str:
 
 def curve(records: Path, of_arm: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Updates `[E]` and scores `[seed, E]` of the runs of a task and an arm."""
-    task, arm = of_arm[0]["task"], of_arm[0]["arm"]
-    rows = []
-    for suite in (*SUITES, "stability"):
-        rows += csv_rows(records / "benchmark" / f"{suite}-curves.csv")
-    rows = pick(rows, task=task, arm=arm)
+    first = of_arm[0]
+    rows = csv_rows(records / "benchmark" / f"{first['suite']}-curves.csv")
+    rows = pick(rows, task=first["task"], arm=first["arm"])
     by_seed = [pick(rows, seed=run["seed"]) for run in of_arm]
     steps = column(by_seed[0], "step")
     return steps, np.array([column(of_seed, "score") for of_seed in by_seed])
 
 
+def longest(records: Path) -> Runs:
+    """Mazes: the runs of the suite stability, and of mazes the arms that it does not have."""
+    found = runs(records, ("mazes",), STEADINESS)
+    for task, arms in runs(records, ("stability",), STEADINESS).items():
+        for arm, rows in arms.items():
+            if rows:
+                found[task][arm] = rows
+    return found
+
+
 def steadiness(records: Path) -> str:
-    """Mazes, from the first peak on: how much of it a method keeps."""
+    """How much of what a seed has reached it keeps."""
     lines = []
-    for task, arms in runs(records, (*SUITES, "stability"), STEADINESS).items():
-        if not task.startswith("pointmaze"):
-            continue
+    for task, arms in longest(records).items():
         for arm, rows in arms.items():
             if not rows:
                 continue
             steps, scores = curve(records, rows)
             peak = int(scores.mean(0).argmax())
             cells = [TASKS[task], STEADINESS[arm]]
+            cells.append(f"{len(rows)}")
             cells.append(f"{scores.mean(0)[peak]:.0f} at {steps[peak]:,.0f}")
             cells.append(", ".join(f"{score:.0f}" for score in scores.mean(0)))
-            cells.append(f"{scores.min():.0f}")
-            cells.append(f"{scores.std(1, ddof=1).mean():.0f}")
+            fall = np.maximum.accumulate(scores, 1) - scores  # [seed, E], below its best so far
+            cells.append(f"{fall.max():.0f}")
+            cells.append(", ".join(f"{score:.0f}" for score in scores[:, -1]))
             lines.append(cells)
-    head = ["task", "arm", "highest mean of the seeds", "mean at each evaluation"]
-    return markdown([*head, "worst of a seed", "std over evaluations"], lines)
+    head = ["task", "arm", "seeds", "highest mean of the seeds", "mean at each evaluation"]
+    return markdown([*head, "deepest fall of a seed", "last, per seed"], lines)
 
 
 def tables(records: Path) -> dict[str, str]:
