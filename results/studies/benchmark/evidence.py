@@ -34,6 +34,7 @@ STEADINESS = {  # the same, and an ensemble four times as large
 COLOURS = {
     "edq-entropy": "#3f8f4f",
     "edq-released": "#0b6e99",
+    "M = 16": "black",
     "edq-none": "#6bb7d6",
     "diffusion-ql": "#7a5195",
     "diffusion-bc": "#c7522a",
@@ -223,6 +224,8 @@ def tables(records: Path) -> dict[str, str]:
 def figures(records: Path, out: Path):
     """Score against updates: a panel a task, a thin line a seed, a thick one their mean."""
     found = runs(records)
+    for task, arms in longest(records).items():
+        found[task]["M = 16"] = arms["M = 16"]
     columns = min(3, len(found))
     lines = -(-len(found) // columns)
     figure = Figure((3.2 * columns + 1.8, 2.7 * lines), layout="constrained")
@@ -231,11 +234,13 @@ def figures(records: Path, out: Path):
         unused.remove()
     panels = panels[: len(found)]
     for axes, (task, arms) in zip(panels, found.items()):
-        for arm in [arm for arm in ARMS if arms[arm]][::-1]:
+        for arm in [arm for arm in STEADINESS if arms.get(arm)][::-1]:
             steps, scores = curve(records, arms[arm])
             colour = COLOURS[arm]
             axes.plot(steps / 1000, scores.T, color=colour, linewidth=0.6, alpha=0.5)
-            axes.plot(steps / 1000, scores.mean(0), color=colour, linewidth=2, label=ARMS[arm])
+            axes.plot(
+                steps / 1000, scores.mean(0), color=colour, linewidth=2, label=STEADINESS[arm]
+            )
         own = float(first_of(arms)["data"])
         axes.axhline(own, color="grey", linestyle=":", linewidth=1, label="mean of the data")
         axes.set_title(TASKS[task].replace("*", ""), fontsize=10)
