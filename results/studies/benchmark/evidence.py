@@ -224,7 +224,8 @@ def tables(records: Path) -> dict[str, str]:
 def figures(records: Path, out: Path):
     """Score against updates: a panel a task, a thin line a seed, a thick one their mean."""
     found = runs(records)
-    for task, arms in longest(records).items():
+    longer = longest(records)
+    for task, arms in longer.items():
         found[task]["M = 16"] = arms["M = 16"]
     columns = min(3, len(found))
     lines = -(-len(found) // columns)
@@ -241,6 +242,11 @@ def figures(records: Path, out: Path):
             axes.plot(
                 steps / 1000, scores.mean(0), color=colour, linewidth=2, label=STEADINESS[arm]
             )
+        for arm, rows in longer.get(task, {}).items():  # the arms that were trained on
+            if rows and rows[0]["suite"] == "stability" and arm in ARMS:
+                steps, scores = curve(records, rows)
+                style = dict(color=COLOURS[arm], linewidth=1, linestyle="--")
+                axes.plot(steps / 1000, scores.T, **style)
         own = float(first_of(arms)["data"])
         axes.axhline(own, color="grey", linestyle=":", linewidth=1, label="mean of the data")
         axes.set_title(TASKS[task].replace("*", ""), fontsize=10)
