@@ -63,6 +63,16 @@ def load_run(folder: Path, device: str = "cpu", **changes: object) -> Run:
     return Run(folder, script, args, agent, state["progress"]["step"], record)
 
 
+def evaluate_with(act, script: ModuleType, agent, envs, args, reference) -> list[dict]:
+    """The script's evaluation, in which `act` chooses the actions."""
+    own = script.act
+    script.act = act
+    try:
+        return script.evaluate(agent, envs, args, reference, args.eval_episodes)
+    finally:
+        script.act = own
+
+
 def load_data(run: Run, device: str = "cpu"):
     """The transitions that a run learned from, and what its script says of them."""
     return run.script.load_dataset(run.args, device)

@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from results.common.records import csv_rows, read_record
+from results.common.records import csv_rows, read_record, write_csv
 from results.common.runs import load_run, script_of
 from results.common.walks import watch
-from results.studies.antmaze import acting
+from results.studies.antmaze import acting, suspects
 from results.studies.antmaze import run as study
 
 pytestmark = pytest.mark.study
@@ -148,3 +148,11 @@ def test_samples_and_their_spread_against_a_loop(trained):
     of_samples, of_data = acting.spreads(run, states=50, count=8)
     assert 0 < of_samples < 1
     assert 0 < of_data < 2
+
+
+def test_suspects_keep_the_runs_that_are_not_named(trained, tmp_path):
+    record = tmp_path / "suspects.csv"
+    write_csv(record, [{"run": "old", "method": "iql"}, {"run": trained.name, "method": "iql"}])
+    suspects.main(suspects.Args((trained,), record))
+    rows = {row["run"]: row["method"] for row in csv_rows(record)}
+    assert rows == {"old": "iql", trained.name: "edq"}

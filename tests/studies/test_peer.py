@@ -137,3 +137,12 @@ def test_the_authors_agent_learns_from_the_batch_and_acts_by_its_lcb(tmp_path, m
         by_hand = [float(x - y * (4 / 3) ** 0.5) for x, y in drawn[r]]  # std of -y, y, -y, y
         best = int(np.argmax(by_hand))
         assert found[r] == pytest.approx(drawn[r, best].numpy())
+
+
+@pytest.mark.parametrize("script", ["edq_antmaze", "edq_adroit"])
+def test_the_authors_agent_without_their_code_or_a_row_is_one_sentence(script, tmp_path, capsys):
+    args = peer.Args(script, "antmaze-umaze-fixed", tmp_path / "run", "authors", authors=tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        peer.main(args)
+    assert capsys.readouterr().err.startswith("error: --algorithm authors")
+    assert not (tmp_path / "run").exists()

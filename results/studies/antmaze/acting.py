@@ -19,8 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from results.common.records import RECORDS, markdown, read_record, write_record
-from results.common.runs import Run, load_data, load_run
+from results.common.records import RECORDS, write_record
+from results.common.runs import Run, evaluate_with, load_data, load_run
 
 
 @dataclass
@@ -57,16 +57,10 @@ def score(run: Run, count: int, episodes: int) -> dict[str, float]:
     def mean_action(agent, obs, noise, u, args) -> Tensor:
         return samples_of(run, obs, noise).mean(1)
 
-    own = script.act
-    script.act = mean_action
-    try:
-        envs = script.vector_env(args)
-        results = script.evaluate(
-            run.agent, envs, args, run.record["dataset"]["reference"], episodes
-        )
-        envs.close()
-    finally:
-        script.act = own
+    envs = script.vector_env(args)
+    reference = run.record["dataset"]["reference"]
+    results = evaluate_with(mean_action, script, run.agent, envs, args, reference)
+    envs.close()
     return script.means(results)
 
 
@@ -83,17 +77,6 @@ def spreads(run: Run, states: int, count: int = 50) -> tuple[float, float]:
     of_samples = samples.std(1).square().mean().sqrt()
     of_data = (data.action[index] - mean).square().mean().sqrt()
     return float(of_samples), float(of_data)
-
-
-def tables(records: Path) -> dict[str, str]:
-    """A way of acting a row."""
-    lines = []
-    for row in read_record(records / "antmaze" / "acting.csv")[1]:
-        count = int(row["samples"])
-        way = "one sample" if count == 1 else f"the mean of {count}"
-        success = f"{row['success']:.0f} ± {row['standard_error']:.1f}"
-        lines.append([way, success, f"{row['updates']:,.0f}"])
-    return {"antmaze-acting": markdown(["what acts", "success, %", "updates"], lines)}
 
 
 def main(args: Args) -> None:

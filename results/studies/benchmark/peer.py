@@ -42,6 +42,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from results.common.runs import evaluate_with, fail
+
 SETTINGS = {
     ("iql", "adroit"): {"expectile": 0.7, "weight_temp": 0.5},
     ("iql", "mujoco"): {"expectile": 0.7, "weight_temp": 3.0},
@@ -216,14 +218,9 @@ def score(edq, learner, envs, args, reference, mean: np.ndarray, std: np.ndarray
         action = learner.predict((obs.numpy() - mean) / std)
         return torch.from_numpy(action).float().clamp(-1, 1)
 
-    own_act = edq.act
-    edq.act = act
-    try:
-        zeros = torch.zeros(len(mean))
-        agent = SimpleNamespace(obs_mean=zeros, obs_std=zeros + 1)
-        return edq.evaluate(agent, envs, args, reference, args.eval_episodes)
-    finally:
-        edq.act = own_act
+    zeros = torch.zeros(len(mean))
+    agent = SimpleNamespace(obs_mean=zeros, obs_std=zeros + 1)
+    return evaluate_with(act, edq, agent, envs, args, reference)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -267,9 +264,20 @@ def describe(edq_args, args: Args, info: dict) -> dict:
     }
 
 
+def check(args: Args) -> None:
+    """The authors' agent needs their code, and has a row for one family."""
+    if args.algorithm != "authors":
+        return
+    if args.script != "edq_antmaze":
+        fail("--algorithm authors has a row for edq_antmaze alone")
+    if not args.authors or not (args.authors.expanduser() / "agents").is_dir():
+        fail("--algorithm authors needs --authors, a clone of ruoqizzz/entropy-offlineRL")
+
+
 def main(args: Args, make_learner=None) -> dict:
     """Train, evaluating on the way; returns what summary.json holds."""
     make_learner = make_learner or (Authors if args.algorithm == "authors" else Learner)
+    check(args)
     edq = importlib.import_module(args.script)
     flags = ["--env-id", args.env_id, "--seed", str(args.seed), "--device", "cpu"]
     flags += ["--eval-episodes", str(args.eval_episodes), "--num-candidates", "1"]
